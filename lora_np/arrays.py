@@ -1,0 +1,81 @@
+r"""The one door to NumPy and its look-alikes: which library an array belongs to, and how to walk it in blocks.
+
+The bodies of `lora_np.operations` never name a library. They ask `array_module(x)` and write `xp.exp(...)`, so
+the same line runs on every array type that has been introduced with `register`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from autograd.extend import Box, VSpace
+from autograd.numpy.numpy_boxes import ArrayBox
+
+# An array of any registered library, or an autograd box around one.
+Array = npt.NDArray[Any]
+
+_MODULES: dict[type, Any] = {np.ndarray: np}
+
+
+def array_module(x: Array) -> Any:
+    """The library whose functions take `x`: `numpy`, unless its type was introduced with `register`."""
+    return _MODULES.get(type(x), np)
+
+
+def is_array(value: object) -> bool:
+    """True for an array of any library and for an autograd box around one; False for settings and modules."""
+    return hasattr(value, "shape") and hasattr(value, "dtype")
+
+
+def register(array_type: type, module: ModuleType | Any) -> None:
+    """Introduce a foreign array type to `array_module` and to autograd. Doing so twice changes nothing."""
+    if array_type in _MODULES:
+        return
+    _MODULES[array_type] = module
+    ArrayBox.register(array_type)
+    VSpace.register(array_type, lambda value: ForeignVSpace(value, module))
+
+
+class ForeignVSpace(VSpace):
+    """What autograd must know of a foreign array: its shape, its zero and its one.
+
+    autograd's own `ArrayVSpace` calls `np.asarray(value)`, which a device array rightly refuses.
+    """
+
+    def __init__(self, value: Array, module: Any) -> None:
+        self.shape, self.dtype, self.module = value.shape, value.dtype, module
+
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.shape))
+
+    def zeros(self) -> Array:
+        return self.module.zeros(self.shape, self.dtype)
+
+    def ones(self) -> Array:
+        return self.module.ones(self.shape, self.dtype)
+
+
+def rows(x: Array) -> Array:
+    """`(..., d)` seen as `(n, d)`, one row an example; no copy when x is contiguous."""
+    return x.reshape(-1, x.shape[-1])
+
+
+def row_blocks(n: int, width: int, elements: int = 1 << 17) -> Iterator[slice]:
+    """Cut `n` rows of `width` numbers into slices of about `elements` numbers, so that one stays in cache.
+
+    2^17 float32 numbers are 0.5 MiB: several of them fit a 2 MiB second-level cache, and a call that long is
+    still worth handing to a thread.
+    """
+    size = max(1, elements // max(1, width))
+    for start in range(0, n, size):
+        yield slice(start, min(start + size, n))
+
+
+def is_box(value: object) -> bool:
+    """True for an autograd box: a number that is being differentiated."""
+    return type(value) in Box.types

@@ -1,0 +1,108 @@
+r"""The one door to autograd: a forward/backward pair becomes a primitive, and a loss becomes its gradient.
+
+autograd applies the chain rule; the pairs in `lora_np.operations` supply its links. What is not differentiated
+is never boxed, so a frozen array costs no gradient: its name is simply not in `wanted`.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from autograd.core import VJPNode, add_outgrads
+from autograd.extend import defvjp_argnums, primitive
+from autograd.tracer import new_box
+from autograd.util import toposort
+
+from .arrays import Array, array_module, is_box
+
+Arrays = dict[str, Array]
+
+SECOND_ORDER = "operations are differentiable once; for second derivatives use lora_np.textbook"
+
+# Boxes of one trace carry one number; a higher number is unwrapped first. This one lies above every number that
+# autograd hands out, and it is a constant because autograd's own counter is shared by all threads.
+TRACE = 1 << 30
+
+
+def operation(forward: Callable[..., Any], backward: Callable[..., Any]) -> Callable[..., Any]:
+    r"""Make a pair of plain functions an autograd primitive.
+
+    forward(*arguments, wanted)    -> (y, saved)   saves only what the gradients named in `wanted` need
+    backward(saved, dy, wanted)    -> one gradient for each name in `wanted`, in order; nothing else is computed
+
+    `wanted` holds the names of the arguments that are being differentiated (empty when nothing is). The result is
+    called with positional arguments only: autograd would give a boxed keyword argument a gradient of zero,
+    silently. Raises TypeError when a second derivative is asked for.
+    """
+    names = [name for name in inspect.signature(forward).parameters if name != "wanted"]
+    slot = threading.local()  # autograd calls the vjp maker right after the primitive, on the same thread
+
+    @primitive
+    def evaluate(*arguments: Any) -> Any:
+        y, slot.saved = forward(*arguments, wanted=slot.wanted)
+        return y
+
+    def vjp_maker(argnums: Sequence[int], y: Any, arguments: Sequence[Any], _: Any) -> Callable[[Any], Any]:
+        saved, slot.saved = slot.saved, None
+        wanted = tuple(names[i] for i in argnums)
+        if any(is_box(argument) for argument in arguments):
+            raise TypeError(SECOND_ORDER)
+
+        def vjp(dy: Any) -> Any:
+            if is_box(dy):
+                raise TypeError(SECOND_ORDER)
+            return backward(saved, dy, wanted)
+
+        return vjp
+
+    defvjp_argnums(evaluate, vjp_maker)
+
+    @functools.wraps(forward)
+    def call(*arguments: Any) -> Any:
+        slot.wanted = tuple(name for name, value in zip(names, arguments, strict=True) if is_box(value))
+        return evaluate(*arguments)
+
+    del call.__wrapped__  # `forward` takes `wanted`, the operation does not
+    call.forward, call.backward = forward, backward  # type: ignore[attr-defined]
+    return call
+
+
+def value_and_grad(loss: Callable[..., Any]) -> Callable[..., tuple[Any, Arrays]]:
+    r"""`(trained, *rest) -> (loss, {name: ∂loss/∂trained[name]})` for a flat dict of arrays.
+
+    The same numbers as `autograd.value_and_grad`, by the same primitives, with two differences: each activation
+    is released as soon as backward has used it, and any number of threads may call it at once.
+
+    Raises ValueError when the loss depends on none of the arrays, TypeError when a second derivative is asked for.
+    """
+
+    def evaluated(trained: Arrays, *rest: Any) -> tuple[Any, Arrays]:
+        if any(map(is_box, trained.values())):
+            raise TypeError(SECOND_ORDER)
+        leaves = {name: VJPNode.new_root() for name in trained}
+        end = loss({name: new_box(value, TRACE, leaves[name]) for name, value in trained.items()}, *rest)
+        if not is_box(end):
+            raise ValueError("the loss depends on none of the arrays it is differentiated by")
+        gradients = _backward_pass(end, set(leaves.values()))
+        zero = {name: array_module(value).zeros_like for name, value in trained.items()}
+        gradient = {n: gradients[leaf] if leaf in gradients else zero[n](trained[n]) for n, leaf in leaves.items()}
+        return end._value, gradient
+
+    return evaluated
+
+
+def _backward_pass(end: Any, leaves: set[Any]) -> dict[Any, Array]:
+    """The chain rule from `end` back to the leaves; a node's memory is let go once it has been passed."""
+    cotangents = {end._node: (array_module(end._value).ones_like(end._value), False)}
+    for node in list(toposort(end._node)):
+        if node in leaves:
+            continue
+        cotangent, _ = cotangents.pop(node)
+        for parent, gradient in zip(node.parents, node.vjp(cotangent), strict=True):
+            cotangents[parent] = add_outgrads(cotangents.get(parent), gradient)
+        node.vjp, node.parents = None, ()
+    return {node: cotangent for node, (cotangent, _) in cotangents.items()}

@@ -1,0 +1,231 @@
+r"""Models, adapters and checkpoints on disk: safetensors beside a small JSON, written whole or not at all.
+
+    model folder      model.safetensors    config.json      the sizes of the transformer
+    adapter folder    adapter.safetensors  adapter.json     LoraConfig, and the digest of the base it belongs to
+    checkpoint        one safetensors file: trained arrays, moments, and in its header the step and which run it is of
+
+No file is ever executed. A reader raises an error of one line for a file that is missing, truncated or corrupted, or
+that holds numbers which are not finite.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .arrays import Array
+from .lora import LoraConfig, adapt, adapters
+from .model import Transformer, TransformerConfig, initialize
+from .parameters import Arrays, parameters, with_parameters
+from .training import TrainingState
+
+BASE = Path(__file__).parent / "pretrained"  # the base that ships
+
+
+def save_model(
+    folder: str | Path, model: Transformer, *, dtype: npt.DTypeLike = np.float32, overwrite: bool = False
+) -> None:
+    """Write a plain model; raises ValueError for an adapted one and FileExistsError for an existing folder."""
+    if adapters(model):
+        raise ValueError("the model carries LoRA: merge it, or save its adapter")
+    arrays = {name: array.astype(dtype) for name, array in parameters(model).items()}
+    with new_folder(folder, overwrite=overwrite) as new:
+        write_arrays(new / "model.safetensors", arrays, {})
+        write_json(new / "config.json", dataclasses.asdict(model.config))
+
+
+def load_model(folder: str | Path | None = None, dtype: npt.DTypeLike = np.float32) -> Transformer:
+    """Read a model folder, by default the base that ships, and compute in `dtype` whatever it is stored in."""
+    folder = BASE if folder is None else Path(folder)
+    config = _checked(TransformerConfig, read_json(folder / "config.json"), folder / "config.json")
+    arrays, _ = read_arrays(folder / "model.safetensors")
+    skeleton = initialize(config, np.random.default_rng(0), dtype)
+    return _filled(
+        skeleton, {name: array.astype(dtype) for name, array in arrays.items()}, folder / "model.safetensors"
+    )
+
+
+def save_adapter(folder: str | Path, model: Transformer, config: LoraConfig, base: str, trained: Arrays) -> None:
+    """Write the trained arrays of an adapted model into an existing folder; `base` is the digest of its base."""
+    digest = {"base": base, "lora": dataclasses.asdict(config), "scaling": _scalings(model)}
+    write_arrays(Path(folder) / "adapter.safetensors", trained, {})
+    write_json(Path(folder) / "adapter.json", digest)
+
+
+def load_adapter(folder: str | Path, base: Transformer) -> tuple[Transformer, LoraConfig]:
+    """The base with the adapter of this folder beside it; raises ValueError when it was trained on another base."""
+    folder = Path(folder)
+    about = read_json(folder / "adapter.json")
+    if missing := {"base", "lora", "scaling"} - set(about):
+        raise ValueError(f"{folder / 'adapter.json'}: {sorted(missing)[0]!r} is missing")
+    if about["base"] != digest(base):
+        raise ValueError(
+            f"{folder} was trained on another base: its digest is {about['base'][:12]}, this base's {digest(base)[:12]}"
+        )
+    settings = {k: tuple(v) if isinstance(v, list) else v for k, v in about["lora"].items()}
+    config = _checked(LoraConfig, settings, folder / "adapter.json")
+    arrays, _ = read_arrays(folder / "adapter.safetensors")
+    adapted = adapt(base, config, np.random.default_rng(0))
+    if about["scaling"] != _scalings(adapted):
+        raise ValueError(f"{folder / 'adapter.json'}: 'scaling' does not follow from 'lora'")
+    return _filled(adapted, arrays, folder / "adapter.safetensors", *config.trained), config
+
+
+def save_checkpoint(path: str | Path, state: TrainingState, run: Mapping[str, Any]) -> None:
+    """Write a training state; `run` says which run it is of, and is compared when it is resumed."""
+    arrays = {**{f"trained.{name}": a for name, a in state.trained.items()}, **state.moments}
+    header = {"step": str(state.step), "run": json.dumps(run, sort_keys=True)}
+    write_arrays(Path(path), arrays, header)
+
+
+def load_checkpoint(path: str | Path, run: Mapping[str, Any]) -> TrainingState:
+    """Read a training state; raises ValueError, naming the first difference, when it is of another run."""
+    arrays, header = read_arrays(Path(path))
+    if not {"step", "run"} <= set(header):
+        raise ValueError(f"{path} is not a checkpoint: its header names no step and no run")
+    then, now = json.loads(header["run"]), json.loads(json.dumps(run))
+    for key in sorted(set(then) | set(now)):
+        if then.get(key) != now.get(key):
+            raise ValueError(f"{path} is of another run: {key} was {then.get(key)!r}, now it is {now.get(key)!r}")
+    trained = {n.removeprefix("trained."): a for n, a in arrays.items() if n.startswith("trained.")}
+    moments = {n: a for n, a in arrays.items() if not n.startswith("trained.")}
+    return TrainingState(int(header["step"]), trained, moments)
+
+
+def digest(model: Transformer) -> str:
+    """SHA-256 of the sizes and of every array's name, shape and float32 bytes."""
+    return digest_of(parameters(model), json.dumps(dataclasses.asdict(model.config), sort_keys=True))
+
+
+def digest_of(arrays: Mapping[str, Array], about: str = "") -> str:
+    """SHA-256 of a dict of arrays, and of a text beside it."""
+    sha = hashlib.sha256(about.encode())
+    for name, array in arrays.items():
+        sha.update(f"{name} {array.shape}".encode())
+        sha.update(np.ascontiguousarray(array, dtype="<f4").tobytes())
+    return sha.hexdigest()
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Array], header: Mapping[str, str]) -> None:
+    """Write a safetensors file whole or not at all."""
+    from safetensors.numpy import save
+
+    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    write_atomically(path, save(contiguous, dict(header) or None))
+
+
+def read_arrays(path: Path) -> tuple[Arrays, dict[str, str]]:
+    """The arrays and the header of a safetensors file; every number in it must be finite."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            header = dict(file.metadata() or {})
+    except SafetensorError as error:
+        raise ValueError(f"{path} is truncated or corrupted: {error}") from None
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise ValueError(f"{path}: {name} holds a number that is not finite")
+    return arrays, header
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object whole or not at all."""
+    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(value).__name__}")
+    return value
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write beside, flush to disk, then rename: a reader meets the old file or the new one, never a part."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(beside, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: str | Path, *, overwrite: bool = False, keep: bool = False) -> Iterator[Path]:
+    """A folder that appears at `path` when the block ends well; until then it is `path` + '.partial'.
+
+    After an error the part is removed, unless `keep`: then it stays, to be resumed. Raises FileExistsError when `path`
+    exists and may not be overwritten.
+    """
+    path = Path(path)
+    check_free(path, overwrite=overwrite)
+    partial = partial_folder(path)
+    if not keep:
+        shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True, exist_ok=True)
+    try:
+        yield partial
+    except BaseException:
+        if not keep:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+    old = path.with_name(path.name + ".old")
+    if path.exists():
+        path.rename(old)
+    partial.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def partial_folder(path: str | Path) -> Path:
+    """Where a folder is built before it appears at `path`."""
+    return Path(path).with_name(Path(path).name + ".partial")
+
+
+def check_free(path: str | Path, *, overwrite: bool) -> None:
+    """Raise FileExistsError when `path` exists and may not be overwritten."""
+    if Path(path).exists() and not overwrite:
+        raise FileExistsError(f"{path} exists: choose another --out, or allow --overwrite")
+
+
+def _filled(model: Transformer, arrays: Arrays, path: Path, *select: str) -> Transformer:
+    expected = parameters(model, *select)
+    for name in [*expected, *arrays]:
+        if name not in arrays or name not in expected:
+            raise ValueError(f"{path}: {name} is {'missing' if name in expected else 'not expected'}")
+        if arrays[name].shape != expected[name].shape:
+            raise ValueError(f"{path}: {name} must have shape {expected[name].shape}, got {arrays[name].shape}")
+    return with_parameters(model, arrays)
+
+
+def _scalings(model: Transformer) -> dict[str, float]:
+    return {path: module.scaling for path, module in adapters(model).items()}
+
+
+def _checked(kind: Any, settings: Mapping[str, Any], path: Path) -> Any:
+    try:
+        return kind(**settings)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from None

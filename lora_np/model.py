@@ -1,0 +1,249 @@
+r"""The transformer: frozen dataclasses that hold arrays and can be called.
+
+    tokens (batch, seq) → h (batch, seq, d_model) → logits (batch, seq, vocab)
+
+Each block is pre-norm, as in GPT-2 (Radford et al. 2019, section 2.3):
+
+$$h \leftarrow h + \mathrm{Attention}(\mathrm{LayerNorm}(h)),\qquad
+  h \leftarrow h + \mathrm{MLP}(\mathrm{LayerNorm}(h)) \tag{M1}$$
+
+Nothing is ever mutated: a changed model is a new one that shares the arrays it did not change.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .arrays import Array, array_module
+from .operations import attention, cross_entropy, embedding, gelu, layer_norm, linear
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """The sizes of a transformer.
+
+    vocab     number of token ids             context  longest sequence
+    d_model   width of the residual stream    heads    attention heads, a divisor of d_model
+    layers    number of blocks                d_ff     width of the MLP; 4 d_model when None
+    causal    may a position see only what is before it?
+    tied      is the token table also the output head?
+    """
+
+    vocab: int
+    context: int
+    d_model: int
+    layers: int
+    heads: int
+    d_ff: int | None = None
+    causal: bool = True
+    tied: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("vocab", "context", "d_model", "layers", "heads", "d_ff"):
+            value = getattr(self, name)
+            if not (name == "d_ff" and value is None) and (type(value) is not int or value < 1):
+                raise ValueError(f"{name} must be a positive whole number, got {value!r}")
+        if self.d_model % self.heads:
+            raise ValueError(f"heads must divide d_model, got {self.heads} heads for d_model {self.d_model}")
+
+    @property
+    def d_hidden(self) -> int:
+        """The width of the MLP in numbers."""
+        return self.d_ff or 4 * self.d_model
+
+
+@dataclass(frozen=True)
+class Linear:
+    r"""$y = W x + b$, with W (d_out, d_in) and b (d_out,) or None."""
+
+    W: Array
+    b: Array | None = None
+
+    def __post_init__(self) -> None:
+        if self.W.ndim != 2 or (self.b is not None and self.b.shape != self.W.shape[:1]):
+            b = None if self.b is None else self.b.shape
+            raise ValueError(f"W must be (d_out, d_in) and b (d_out,) or None, got {self.W.shape} and {b}")
+
+    def __call__(self, x: Array) -> Array:
+        return linear(x, self.W, self.b)
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """Row t of W (vocab, d_model) for token t; read the other way, the logits of a tied head."""
+
+    W: Array
+
+    def __call__(self, tokens: Array) -> Array:
+        return embedding(tokens, self.W)
+
+    def logits(self, h: Array) -> Array:
+        """h (..., d_model) against every row of the table: (..., vocab)."""
+        return linear(h, self.W, None)
+
+
+@dataclass(frozen=True)
+class LayerNorm:
+    """Zero mean and unit variance over the last axis, then gain gamma (d,) and shift beta (d,)."""
+
+    gamma: Array
+    beta: Array
+    eps: float = 1e-5
+
+    def __call__(self, x: Array) -> Array:
+        return layer_norm(x, self.gamma, self.beta, self.eps)
+
+
+@dataclass
+class Cache:
+    """Keys and values of the positions that one attention layer has seen: (batch, context, d_model), `length` of
+    them filled. The only thing here that changes in place; see `lora_np.generation`."""
+
+    keys: Array
+    values: Array
+    length: int = 0
+
+    def extend(self, k: Array, v: Array) -> tuple[Array, Array]:
+        """Append k and v (batch, new, d_model); give back all keys and all values so far."""
+        stop = self.length + k.shape[1]
+        self.keys[:, self.length : stop] = k
+        self.values[:, self.length : stop] = v
+        self.length = stop
+        return self.keys[:, :stop], self.values[:, :stop]
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Multi-head self-attention: four linear maps around the `attention` operation."""
+
+    query: Linear
+    key: Linear
+    value: Linear
+    output: Linear
+    heads: int
+    causal: bool = True
+
+    def __call__(self, x: Array, mask: Array | None = None, cache: Cache | None = None) -> Array:
+        q, k, v = self.query(x), self.key(x), self.value(x)
+        if cache is not None:
+            k, v = cache.extend(k, v)
+        return self.output(attention(q, k, v, self.heads, self.causal, mask))
+
+
+@dataclass(frozen=True)
+class MLP:
+    """Two linear maps with a GELU between them."""
+
+    up: Linear
+    down: Linear
+
+    def __call__(self, x: Array) -> Array:
+        return self.down(gelu(self.up(x)))
+
+
+@dataclass(frozen=True)
+class Block:
+    """One layer of the transformer, equation (M1)."""
+
+    attention_norm: LayerNorm
+    attention: Attention
+    mlp_norm: LayerNorm
+    mlp: MLP
+
+    def __call__(self, h: Array, mask: Array | None = None, cache: Cache | None = None) -> Array:
+        attended = h + self.attention(self.attention_norm(h), mask, cache)
+        return attended + self.mlp(self.mlp_norm(attended))
+
+
+@dataclass(frozen=True)
+class Transformer:
+    """Token and position embedding, blocks, a last layer norm, and a head (None: the token table, tied)."""
+
+    config: TransformerConfig
+    tokens: Embedding
+    positions: Embedding
+    blocks: tuple[Block, ...]
+    norm: LayerNorm
+    head: Linear | None = None
+
+    def __call__(self, tokens: Array, mask: Array | None = None, caches: tuple[Cache, ...] | None = None) -> Array:
+        """Logits (batch, seq, vocab) of the token that follows each position.
+
+        tokens (batch, seq) integers; mask (batch, seq) True where a token is real, None when all are; caches one a
+        block, when `tokens` continues what they have seen. Raises TypeError or ValueError for tokens that are not
+        integers in [0, vocab), or more of them than the context holds.
+        """
+        h = self.hidden(tokens, mask, caches)
+        return self.tokens.logits(h) if self.head is None else self.head(h)
+
+    def hidden(self, tokens: Array, mask: Array | None = None, caches: tuple[Cache, ...] | None = None) -> Array:
+        """The normalised residual stream before the head, (batch, seq, d_model)."""
+        seen = caches[0].length if caches else 0
+        _check_tokens(tokens, seen, self.config)
+        places = array_module(tokens).arange(seen, seen + tokens.shape[1])
+        h = self.tokens(tokens) + self.positions(places)
+        for i, block in enumerate(self.blocks):
+            h = block(h, mask, caches[i] if caches else None)
+        return self.norm(h)
+
+    def caches(self, batch: int) -> tuple[Cache, ...]:
+        """Empty caches for `batch` sequences, one a block, allocated once for the whole context."""
+        table = self.positions.W
+        empty = array_module(table).empty
+        shape = (batch, self.config.context, self.config.d_model)
+        return tuple(Cache(empty(shape, dtype=table.dtype), empty(shape, dtype=table.dtype)) for _ in self.blocks)
+
+
+def _check_tokens(tokens: Array, seen: int, config: TransformerConfig) -> None:
+    if tokens.ndim != 2 or tokens.dtype.kind not in "iu" or not tokens.size:
+        raise TypeError(f"tokens must be integers of shape (batch, seq), got {tokens.dtype} {tokens.shape}")
+    length = seen + tokens.shape[1]
+    if length > config.context:
+        raise ValueError(f"the context holds {config.context} tokens, got a sequence of {length}")
+    if type(tokens) is np.ndarray and not 0 <= tokens.min() <= tokens.max() < config.vocab:
+        wrong = tokens.min() if tokens.min() < 0 else tokens.max()
+        raise ValueError(f"token ids must lie in 0..{config.vocab - 1}, got {wrong}")
+
+
+def language_model_loss(model: Any, batch: Any) -> Any:
+    r"""The masked language-modelling loss of a batch, in nats per trained token; Hu et al. 2021, equation 2.
+
+    batch has tokens and targets (batch, seq) and weights (batch, seq) that sum to 1 over the whole batch.
+    """
+    return cross_entropy(model(batch.tokens), batch.targets, batch.weights)
+
+
+def initialize(config: TransformerConfig, rng: np.random.Generator, dtype: npt.DTypeLike = np.float32) -> Transformer:
+    r"""A fresh model: weights N(0, 0.02²), those that write to the residual stream N(0, 0.02²/2L), biases zero.
+
+    Source: Radford et al. 2019, section 2.3, for the factor 1/√(2L) on the 2L maps that add to the stream.
+    """
+    d, f = config.d_model, config.d_hidden
+    into_stream = 1.0 / math.sqrt(2.0 * config.layers)
+
+    def normal(*shape: int, scale: float = 1.0) -> Array:
+        return (0.02 * scale * rng.standard_normal(shape)).astype(dtype)
+
+    def dense(d_out: int, d_in: int, scale: float = 1.0) -> Linear:
+        return Linear(normal(d_out, d_in, scale=scale), np.zeros(d_out, dtype))
+
+    def norm() -> LayerNorm:
+        return LayerNorm(np.ones(d, dtype), np.zeros(d, dtype))
+
+    def block() -> Block:
+        heads = Attention(dense(d, d), dense(d, d), dense(d, d), dense(d, d, into_stream), config.heads, config.causal)
+        return Block(norm(), heads, norm(), MLP(dense(f, d), dense(d, f, into_stream)))
+
+    return Transformer(
+        config,
+        Embedding(normal(config.vocab, d)),
+        Embedding(normal(config.context, d)),
+        tuple(block() for _ in range(config.layers)),
+        norm(),
+        None if config.tied else Linear(normal(config.vocab, d)),
+    )

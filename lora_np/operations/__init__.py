@@ -1,0 +1,14 @@
+r"""The operations of a transformer, one file a chapter, each a forward and its hand-derived backward.
+
+In every file: the equation, the derivation in tagged steps, and code whose lines bear the tags. Throughout,
+L is the loss and dy stands for ∂L/∂y, an array of the shape of y.
+"""
+
+from .activation import gelu
+from .attention import attention
+from .embedding import embedding
+from .linear import linear, lora_linear
+from .loss import cross_entropy
+from .normalization import layer_norm
+
+__all__ = ["attention", "cross_entropy", "embedding", "gelu", "layer_norm", "linear", "lora_linear"]

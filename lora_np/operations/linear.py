@@ -1,0 +1,111 @@
+r"""Linear maps: the dense one, and the dense one with a low-rank update beside it.
+
+Rows are examples, so the paper's h = Wx reads `x @ W.T`.
+
+    x (..., d_in)    W (d_out, d_in)    b (d_out,)    A (rank, d_in)    B (d_out, rank)    y (..., d_out)
+
+**Derivation.** One output number of one row is $y_i = \sum_j W_{ij} x_j + b_i$. With $g_i = \partial L/\partial y_i$,
+
+$$\partial L/\partial x_j  = \sum_i g_i W_{ij},\qquad \text{over all rows: } G W            \tag{D1}$$
+$$\partial L/\partial W_{ij} = \sum_\text{rows} g_i x_j,\qquad\phantom{over} G^T X            \tag{D2}$$
+$$\partial L/\partial b_i  = \sum_\text{rows} g_i                                            \tag{D3}$$
+
+The low-rank branch is two such maps in a row, $z = A\tilde x$ and $y \mathrel{+}= s\,Bz$, where $\tilde x = x \odot m$
+is x under the dropout mask m (all ones without dropout). Applying (D1) and (D2) twice,
+
+$$\partial L/\partial z = s\, G B \tag{G0}\qquad \partial L/\partial B = s\, G^T Z \tag{G1}$$
+$$\partial L/\partial A = (\partial L/\partial z)^T \tilde X \tag{G2}\qquad
+  \partial L/\partial x = G W_0 + \left((\partial L/\partial z)\, A\right) \odot m \tag{G3}$$
+
+With B = 0, (G0) and so (G2) is exactly zero while (G1) is not: the first step moves B, and only B.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ..arrays import Array, rows
+from ..differentiation import operation
+
+Wanted = tuple[str, ...]
+Gradients = dict[str, Callable[[], Array]]
+
+
+def linear_forward(x: Array, W: Array, b: Array | None, /, *, wanted: Wanted) -> tuple[Array, Any]:
+    r"""$y = W x + b$."""
+    y = rows(x) @ W.T
+    if b is not None:
+        y += b
+    saved = (x if "W" in wanted else None, W, x.shape)
+    return y.reshape(*x.shape[:-1], W.shape[0]), saved
+
+
+def linear_backward(saved: Any, dy: Array, wanted: Wanted) -> list[Array]:
+    """(D1) to (D3)."""
+    x, W, shape = saved
+    G = rows(dy)
+    gradient: Gradients = {
+        "x": lambda: (G @ W).reshape(shape),  # (D1)
+        "W": lambda: G.T @ rows(x),  # (D2)
+        "b": lambda: G.sum(axis=0),  # (D3)
+    }
+    return [gradient[name]() for name in wanted]
+
+
+linear = operation(linear_forward, linear_backward)
+
+
+def lora_linear_forward(
+    x: Array,
+    W: Array,
+    b: Array | None,
+    A: Array,
+    B: Array,
+    scaling: float,
+    mask: Array | None,
+    /,
+    *,
+    wanted: Wanted,
+) -> tuple[Array, Any]:
+    r"""$y = W_0 x + b + s\, B A (x \odot m)$; Hu et al. 2021, section 4.1, equation 3.
+
+    mask is None, or an array of the shape of x that holds 0 where an entry is dropped and 1/(1-p) where it stays.
+    """
+    X = rows(x)
+    Z = _masked(X, mask) @ A.T  # (n, rank)
+    y = X @ W.T
+    y += (scaling * Z) @ B.T
+    if b is not None:
+        y += b
+    keeps_x = "A" in wanted or "W" in wanted
+    saved = (x if keeps_x else None, W, A, B, Z if "B" in wanted else None, scaling, mask, x.shape)
+    return y.reshape(*x.shape[:-1], W.shape[0]), saved
+
+
+def lora_linear_backward(saved: Any, dy: Array, wanted: Wanted) -> list[Array]:
+    """(G0) to (G3), and (D2), (D3) where W or b are trained as well."""
+    x, W, A, B, Z, scaling, mask, shape = saved
+    G = rows(dy)
+    dZ: Any = scaling * (G @ B) if "x" in wanted or "A" in wanted else None  # (G0)
+
+    def gradient_x() -> Array:
+        dX = G @ W
+        dX += _masked(dZ @ A, mask)  # (G3)
+        return dX.reshape(shape)
+
+    gradient: Gradients = {
+        "x": gradient_x,
+        "W": lambda: G.T @ rows(x),  # (D2)
+        "b": lambda: G.sum(axis=0),  # (D3)
+        "A": lambda: dZ.T @ _masked(rows(x), mask),  # (G2)
+        "B": lambda: scaling * (G.T @ Z),  # (G1)
+    }
+    return [gradient[name]() for name in wanted]
+
+
+def _masked(X: Array, mask: Array | None) -> Array:
+    return X if mask is None else X * rows(mask)
+
+
+lora_linear = operation(lora_linear_forward, lora_linear_backward)

@@ -1,0 +1,77 @@
+r"""Layer normalization (Ba et al. 2016, arXiv:1607.06450) over the last axis.
+
+    x (..., d)    gamma (d,)    beta (d,)    y (..., d)
+
+$$\hat x = \frac{x - \mu}{\sigma},\quad \mu = \frac1d\sum_i x_i,\quad
+  \sigma^2 = \frac1d\sum_i (x_i-\mu)^2 + \epsilon \tag{N1}$$
+$$y = \gamma\odot\hat x + \beta \tag{N2}$$
+
+**Derivation.** Let $g = \gamma\odot\partial L/\partial y$ be the gradient at $\hat x$. Moving one $x_j$ moves $\hat x_i$ in
+three ways: directly, through the mean, and through the deviation,
+
+$$\frac{\partial \hat x_i}{\partial x_j}
+    = \frac1\sigma\left(\delta_{ij} - \frac1d - \frac{\hat x_i \hat x_j}{d}\right) \tag{N3}$$
+
+so that, summing over i, two means are taken out of g: its own, and its projection on $\hat x$,
+
+$$\partial L/\partial x = \frac1\sigma\left(g - \overline{g} - \hat x\,\overline{g\hat x}\right) \tag{N4}$$
+$$\partial L/\partial\gamma = \sum_\text{rows} \hat x\odot\partial L/\partial y \tag{N5}\qquad
+  \partial L/\partial\beta = \sum_\text{rows} \partial L/\partial y \tag{N6}$$
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ..arrays import Array, array_module, row_blocks, rows
+from ..differentiation import operation
+
+
+def layer_norm_forward(
+    x: Array, gamma: Array, beta: Array, eps: float, /, *, wanted: tuple[str, ...]
+) -> tuple[Array, Any]:
+    """(N1), (N2), a cache-sized block of rows at a time."""
+    xp = array_module(x)
+    X = rows(x)
+    n, d = X.shape
+    y = xp.empty_like(X)
+    x_hat = xp.empty_like(X) if wanted else y  # without a gradient to come, y takes its place
+    inverse_sigma = xp.empty((n, 1), dtype=X.dtype)
+    for block in row_blocks(n, d):
+        centred = x_hat[block]
+        xp.subtract(X[block], X[block].mean(axis=-1, keepdims=True), out=centred)
+        variance = xp.square(centred).mean(axis=-1, keepdims=True)
+        inverse_sigma[block] = 1.0 / xp.sqrt(variance + eps)
+        centred *= inverse_sigma[block]  # (N1)
+        xp.multiply(centred, gamma, out=y[block])
+        y[block] += beta  # (N2)
+    return y.reshape(x.shape), (x_hat, inverse_sigma, gamma)
+
+
+def layer_norm_backward(saved: Any, dy: Array, wanted: tuple[str, ...]) -> list[Array]:
+    """(N4) to (N6)."""
+    x_hat, inverse_sigma, gamma = saved
+    xp = array_module(dy)
+    G = rows(dy)
+
+    def gradient_x() -> Array:
+        n, d = G.shape
+        dX = xp.empty_like(x_hat)
+        for block in row_blocks(n, d):
+            g = xp.multiply(G[block], gamma, out=dX[block])
+            along = (g * x_hat[block]).mean(axis=-1, keepdims=True)
+            g -= g.mean(axis=-1, keepdims=True)
+            g -= x_hat[block] * along
+            g *= inverse_sigma[block]  # (N4)
+        return dX.reshape(dy.shape)
+
+    gradient: dict[str, Callable[[], Array]] = {
+        "x": gradient_x,
+        "gamma": lambda: (G * x_hat).sum(axis=0),  # (N5)
+        "beta": lambda: G.sum(axis=0),  # (N6)
+    }
+    return [gradient[name]() for name in wanted]
+
+
+layer_norm = operation(layer_norm_forward, layer_norm_backward)

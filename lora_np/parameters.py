@@ -1,0 +1,127 @@
+r"""A model as a flat dict of arrays, and back.
+
+A model is a tree of frozen dataclasses. Each array in it has a dotted path, the names of the fields that lead to it:
+`blocks.0.attention.query.W`. The dict {path: array} is what `value_and_grad` differentiates, what AdamW steps, what
+a safetensors file stores and what a gradient report names. **Freezing is selection**: what is not selected is never
+differentiated.
+
+A pattern is a shell-style glob (`*`, `?`, `[…]`, and * also crosses dots) that must match a whole path or a tail of
+one that starts at a dot: `query.W`, `attention.*`, `blocks.0.*`, `*.A`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
+from typing import Any, TypeVar
+
+from .arrays import Array, is_array
+
+Arrays = dict[str, Array]
+Model = TypeVar("Model")
+
+
+def parameters(model: Any, *select: str) -> Arrays:
+    r"""The arrays of `model` by dotted path, in the order of the fields; all of them, or those that `select` matches.
+
+    >>> parameters(adapted, "*.A", "*.B")
+    {'blocks.0.attention.query.A': array(...), 'blocks.0.attention.query.B': array(...), ...}
+
+    Raises ValueError, with the nearest real names, when a pattern matches nothing.
+    """
+    arrays = {path: node for path, node in walk(model) if is_array(node)}
+    if not select:
+        return arrays
+    chosen = set(matching(arrays, select))
+    return {path: array for path, array in arrays.items() if path in chosen}
+
+
+def with_parameters(model: Model, arrays: Mapping[str, Array]) -> Model:
+    r"""The same model with the arrays at these paths replaced; `model` itself is left as it was.
+
+    Raises ValueError when a path leads nowhere or an array has another shape than the one it replaces.
+    """
+    return _replaced(model, arrays, "", check_shape=True)
+
+
+def with_modules(model: Model, modules: Mapping[str, Any]) -> Model:
+    """The same model with whole modules at these dotted paths replaced; `model` itself is left as it was."""
+    return _replaced(model, modules, "", check_shape=False)
+
+
+def count(model: Any, *select: str) -> int:
+    """How many numbers the selected arrays of a model hold; all of them without a selection."""
+    return size(parameters(model, *select))
+
+
+def size(arrays: Mapping[str, Array]) -> int:
+    """How many numbers a dict of arrays holds."""
+    return sum(int(array.size) for array in arrays.values())
+
+
+def walk(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every module and every array below `node` with its dotted path, `node` itself (path '') first."""
+    if dataclasses.is_dataclass(node) or isinstance(node, tuple) or is_array(node):
+        yield path, node
+    for name, child in _children(node):
+        yield from walk(child, f"{path}.{name}" if path else name)
+
+
+def matches(path: str, pattern: str) -> bool:
+    """Does the pattern match the path, or a tail of it that starts at a dot?"""
+    return fnmatchcase(path, pattern) or fnmatchcase(path, f"*.{pattern}")
+
+
+def matching(paths: Iterable[str], patterns: Iterable[str]) -> list[str]:
+    """The paths that at least one pattern matches, in their order; raises ValueError for an idle pattern."""
+    paths = list(paths)
+    chosen: set[str] = set()
+    for pattern in patterns:
+        hits = [path for path in paths if matches(path, pattern)]
+        if not hits:
+            raise ValueError(f"{pattern!r} matches none of the {len(paths)} names; {_nearest(pattern, paths)}")
+        chosen.update(hits)
+    return [path for path in paths if path in chosen]
+
+
+def _nearest(pattern: str, paths: list[str]) -> str:
+    """The real names closest to what was asked for, compared from their tails as patterns are."""
+    if not paths:
+        return "there are none"
+    depth = pattern.count(".") + 1
+    tails = dict.fromkeys(".".join(path.split(".")[-depth:]) for path in paths)
+    near = difflib.get_close_matches(pattern, tails, n=3, cutoff=0.3) or list(tails)[:3]
+    return "the nearest are " + ", ".join(near)
+
+
+def _children(node: Any) -> Iterator[tuple[str, Any]]:
+    if dataclasses.is_dataclass(node):
+        for field in dataclasses.fields(node):
+            yield field.name, getattr(node, field.name)
+    elif isinstance(node, tuple):
+        for index, child in enumerate(node):
+            yield str(index), child
+
+
+def _replaced(node: Any, new: Mapping[str, Any], path: str, *, check_shape: bool) -> Any:
+    """`node` with what stands at the dotted keys of `new` exchanged; parts that hold none of them are shared."""
+    if set(new) == {""}:
+        if check_shape and node.shape != new[""].shape:
+            raise ValueError(f"{path} has shape {node.shape}, and cannot become {new[''].shape}")
+        return new[""]
+    by_child: dict[str, dict[str, Any]] = {}
+    for key, value in new.items():
+        name, _, rest = key.partition(".")
+        by_child.setdefault(name, {})[rest] = value
+    children = dict(_children(node))
+    if unknown := set(by_child) - set(children):
+        raise ValueError(f"{path or type(node).__name__} has no part named {sorted(unknown)[0]!r}")
+    changed = {
+        name: _replaced(children[name], parts, f"{path}.{name}" if path else name, check_shape=check_shape)
+        for name, parts in by_child.items()
+    }
+    if isinstance(node, tuple):
+        return tuple(changed.get(name, child) for name, child in children.items())
+    return dataclasses.replace(node, **changed)

@@ -1,0 +1,1 @@
+"""The small base model that ships, and the script that made it."""

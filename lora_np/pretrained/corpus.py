@@ -1,0 +1,57 @@
+r"""The text the base was made from: what every Python installation carries, read and never executed.
+
+The help topics of `pydoc_data.topics` and the docstrings of the standard library. A document goes to the held-out part
+when the hash of its text says so, so that the two parts do not depend on any order.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+HELD_OUT = 20  # one document in twenty
+SKIP = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
+
+
+def documents() -> list[str]:
+    """Every help topic and every docstring of at least 40 characters, once each, in a fixed order."""
+    from pydoc_data.topics import topics
+
+    found = dict.fromkeys(text.strip() for _, text in sorted(topics.items()))
+    for path in sorted(Path(sysconfig.get_path("stdlib")).rglob("*.py")):
+        if not SKIP & set(path.parts):
+            found.update(dict.fromkeys(_docstrings(path)))
+    return [text for text in found if len(text) >= 40 and "\0" not in text]
+
+
+def parts() -> tuple[list[str], list[str]]:
+    """The documents to train on, and the held-out ones."""
+    train: list[str] = []
+    held_out: list[str] = []
+    for text in documents():
+        number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+        (held_out if number % HELD_OUT == 0 else train).append(text)
+    return train, held_out
+
+
+def stream(texts: list[str]) -> npt.NDArray[np.uint8]:
+    """All documents as one run of bytes, a NUL before, between and after them."""
+    return np.frombuffer(("\0" + "\0".join(texts) + "\0").encode(), dtype=np.uint8)
+
+
+def _docstrings(path: Path) -> Iterator[str]:
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except (SyntaxError, UnicodeDecodeError, ValueError):
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            text = ast.get_docstring(node)
+            if text:
+                yield text.strip()

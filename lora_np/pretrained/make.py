@@ -1,0 +1,153 @@
+r"""Make the base model that ships: `python -m lora_np.pretrained.make --out FOLDER`.
+
+A byte-level causal transformer, trained by this package on the text of `corpus`. Interrupted, it continues from its
+checkpoint. It writes `model.safetensors` (float16), `config.json` and `README.md` with the log of its own making.
+`python -m lora_np.pretrained.make --evaluate` only scores the model that ships.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..files import digest, load_checkpoint, load_model, save_checkpoint, save_model
+from ..model import Transformer, TransformerConfig, initialize
+from ..parameters import count, parameters, with_parameters
+from ..tasks import Batch
+from ..threads import thread_map
+from ..training import TrainingConfig, fit, model_loss, start
+from .baselines import Bytes, gzip_bits_per_byte, ngram_bits_per_byte
+from .corpus import parts, stream
+
+SIZES = TransformerConfig(vocab=256, context=640, d_model=192, layers=4, heads=6)
+TRAINING = TrainingConfig(
+    steps=2600, learning_rate=2e-3, warmup=100, decay="cosine", beta2=0.98, weight_decay=0.1, micro_batches=4
+)
+BATCH = 8
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Endless batches of windows that start anywhere in a run of bytes; the step decides where."""
+
+    text: Bytes
+    size: int
+
+    def __getitem__(self, step: int) -> Batch:
+        begin = np.random.default_rng([SEED, step]).integers(0, len(self.text) - self.size, BATCH)
+        window = self.text[begin[:, None] + np.arange(self.size + 1)].astype(np.int64)
+        weights = np.full((BATCH, self.size), 1.0 / (BATCH * self.size), np.float32)
+        return Batch(window[:, :-1], window[:, 1:], weights)
+
+
+def bits_per_byte(model: Transformer, text: Bytes) -> float:
+    """Mean cost of each byte after the first, read in windows of the whole context that know nothing before them."""
+    context = model.config.context
+
+    def nats(begin: int) -> float:
+        window = text[begin : begin + context + 1].astype(np.int64)[None]
+        weights = np.ones((1, window.shape[1] - 1), np.float32)
+        return float(model_loss(model)({}, Batch(window[:, :-1], window[:, 1:], weights), np.random.default_rng(0)))
+
+    with thread_map() as run:
+        total = sum(run(nats, range(0, len(text) - 1, context)))
+    return total / (len(text) - 1) / float(np.log(2.0))
+
+
+def make(out: Path) -> None:
+    """Train, save in float16, score what was saved, and write down how it went."""
+    train, held_out = (stream(texts) for texts in parts())
+    model = initialize(SIZES, np.random.default_rng(SEED))
+    out.mkdir(parents=True, exist_ok=True)
+    checkpoint, run = out / "checkpoint.safetensors", {"training": repr(TRAINING), "sizes": repr(SIZES)}
+    state = load_checkpoint(checkpoint, run) if checkpoint.exists() else start(parameters(model), TRAINING)
+    rows, losses, began = [], [], time.perf_counter()
+    for record in fit(model_loss(model), Windows(train, SIZES.context), TRAINING, state):
+        losses.append(record.loss / float(np.log(2.0)))
+        if record.step % 100 == 0:
+            save_checkpoint(checkpoint, record.state, run)
+            scored = (
+                bits_per_byte(with_parameters(model, record.state.trained), held_out)
+                if record.step % 200 == 0
+                else None
+            )
+            rows.append((record.step, float(np.mean(losses)), scored, time.perf_counter() - began))
+            print(*rows[-1], flush=True)
+            losses = []
+        state = record.state
+    save_model(out / "model", with_parameters(model, state.trained), dtype=np.float16, overwrite=True)
+    (out / "README.md").write_text(_readme(load_model(out / "model"), train, held_out, rows))
+
+
+def evaluate(model: Transformer) -> dict[str, float]:
+    """Bits per byte of the model and of both baselines on the held-out text."""
+    train, held_out = (stream(texts) for texts in parts())
+    return _scores(model, train, held_out)
+
+
+def _scores(model: Transformer, train: Bytes, held_out: Bytes) -> dict[str, float]:
+    return {
+        "this model": bits_per_byte(model, held_out),
+        "byte 5-gram": ngram_bits_per_byte(train, held_out),
+        "gzip -9": gzip_bits_per_byte(held_out),
+    }
+
+
+def _readme(
+    model: Transformer, train: Bytes, held_out: Bytes, rows: list[tuple[int, float, float | None, float]]
+) -> str:
+    scores = "\n".join(f"| {name} | {bits:.3f} |" for name, bits in _scores(model, train, held_out).items())
+    log = "\n".join(
+        f"| {step:,} | {loss:.3f} | {'' if scored is None else f'{scored:.3f}'} | {seconds / 60:.1f} |"
+        for step, loss, scored, seconds in rows
+    )
+    return f"""# The base model
+
+A byte-level causal transformer with {count(model):,} parameters, stored in float16 and computed in float32. Written
+by `python -m lora_np.pretrained.make`; nothing here was typed by hand.
+
+- sizes: {SIZES}
+- training: {TRAINING}, batches of {BATCH} windows of {SIZES.context} bytes, seed {SEED}
+- text: `pydoc_data.topics` and the docstrings of the standard library of Python {platform.python_version()}:
+  {len(train):,} bytes to train on, {len(held_out):,} held out (whole documents, chosen by a hash of their text)
+- digest: `{digest(model)}`
+
+## Bits per byte on the held-out text
+
+| | bits per byte |
+| --- | --- |
+{scores}
+
+The model reads the text in windows of {SIZES.context} bytes and forgets what was before; the 5-gram (interpolated
+Witten-Bell) was counted on the same training text; gzip sees the held-out text alone.
+`python -m lora_np.pretrained.make --evaluate` prints the three again; under another version of Python the text, and
+so the figures, differ a little.
+
+## The log
+
+| step | training loss, bits per byte | held out | minutes |
+| --- | --- | --- | --- |
+{log}
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("base-model"))
+    parser.add_argument("--evaluate", action="store_true", help="only score the model that ships")
+    chosen = parser.parse_args()
+    if chosen.evaluate:
+        for name, bits in evaluate(load_model()).items():
+            print(f"{name:12} {bits:.3f} bits per byte")
+    else:
+        make(chosen.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,231 @@
+r"""Read real files: plain text, two-column TSV and CSV, JSONL, and the E2E data-to-text lines.
+
+Every reader yields `(line, prompt, reference)`, so every complaint names a line of the file. Nothing is
+repaired and nothing is skipped but blank lines: a file is read whole or refused with one sentence.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain, pairwise
+from pathlib import Path
+
+FORMATS = ("text", "tsv", "csv", "jsonl", "e2e")
+_SUFFIXES = {".txt": "text", ".md": "text", ".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl"}
+_LONGEST_CHARACTER = 4  # bytes of the longest character in UTF-8
+
+Columns = tuple[int, int] | tuple[str, str]
+Pairs = Iterator[tuple[int, str, str]]  # line number from 1, prompt, reference
+
+
+@dataclass(frozen=True)
+class Example:
+    r"""A prompt and the text that should follow it; plain text has the prompt ""."""
+
+    prompt: str
+    reference: str
+
+
+@dataclass(frozen=True)
+class _Source:
+    path: Path
+    text: str
+
+    def error(self, line: int, message: str) -> ValueError:
+        return ValueError(f"{self.path}, line {line}: {message}")
+
+    def lines(self) -> Iterator[tuple[int, str]]:
+        # Only "\n" ends a line: str.splitlines would also cut at form feeds and U+2028, which stand in texts.
+        for number, line in enumerate(self.text.split("\n"), 1):
+            if line.strip():
+                yield number, line.removesuffix("\r")
+
+
+def read_examples(
+    path: str | Path,
+    format: str | None = None,
+    *,
+    prompt_field: str = "prompt",
+    reference_field: str = "reference",
+    columns: Columns | None = None,
+    window: int | None = None,
+) -> list[Example]:
+    r"""All examples of a file, in its order.
+
+    format     "text", "tsv", "csv", "jsonl", "e2e"; None guesses from the suffix, and reads a .txt file as
+               "e2e" when its first line has exactly one `||`
+    *_field    jsonl: the two fields to read
+    columns    tsv, csv: which two columns are prompt and reference, by number from 0, or by name when the
+               first line is a header; None asks for exactly two columns and no header
+    window     text: the most UTF-8 bytes in one example; None makes the whole file one example. A text of w
+               bytes needs a context of w + 1.
+
+    Raises FileNotFoundError, IsADirectoryError, or ValueError that names the line.
+    """
+    source = _open(Path(path))
+    format = _guess(source) if format is None else format
+    match format:
+        case "text":
+            return _windows(source, window)
+        case "tsv":
+            pairs = _from_rows(source, _tsv_rows(source), columns)
+        case "csv":
+            pairs = _from_rows(source, _csv_rows(source), columns)
+        case "jsonl":
+            pairs = _jsonl(source, prompt_field, reference_field)
+        case "e2e":
+            pairs = _e2e(source)
+        case _:
+            raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
+    examples = [_example(source, *pair) for pair in pairs]
+    if not examples:
+        raise ValueError(f"{source.path}: the file must hold at least one pair to learn from, found none")
+    return examples
+
+
+def _open(path: Path) -> _Source:
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a directory: name one file in it")
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file")
+    data = path.read_bytes()
+    if not data:
+        raise ValueError(f"{path}: the file is empty")
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path}, line {_line_of(data, error.start)}: the file must be UTF-8 text, got byte "
+            f"0x{data[error.start]:02x} at offset {error.start}: save it as UTF-8"
+        ) from None
+    if b"\0" in data:
+        offset = data.index(b"\0")
+        raise ValueError(
+            f"{path}, line {_line_of(data, offset)}: text must not contain NUL, found one at offset {offset}"
+        )
+    return _Source(path, text.removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}"))  # a byte order mark is not text
+
+
+def _line_of(data: bytes, offset: int) -> int:
+    return data.count(b"\n", 0, offset) + 1
+
+
+def _guess(source: _Source) -> str:
+    suffix = source.path.suffix.lower()
+    if suffix not in _SUFFIXES:
+        raise ValueError(
+            f"{source.path}: cannot tell the format from the suffix {suffix!r} "
+            f"(known: {', '.join(_SUFFIXES)}): pass format, one of {', '.join(FORMATS)}"
+        )
+    _, first = next(source.lines(), (0, ""))
+    return "e2e" if suffix == ".txt" and first.count("||") == 1 else _SUFFIXES[suffix]
+
+
+def _example(source: _Source, line: int, prompt: str, reference: str) -> Example:
+    for side, text in (("prompt", prompt), ("reference", reference)):
+        if not text.strip():
+            raise source.error(line, f"the {side} must not be blank")
+        if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+            raise source.error(line, f"the {side} must be text, got an escaped NUL or lone surrogate")
+    return Example(prompt, reference)
+
+
+def _e2e(source: _Source) -> Pairs:
+    for number, line in source.lines():
+        sides = line.split("||")
+        if len(sides) != 2:
+            found = "none" if len(sides) == 1 else str(len(sides) - 1)
+            raise source.error(number, f"expected `meaning||reference` with one separator ||, found {found}")
+        yield number, sides[0].strip(), sides[1].strip()
+
+
+def _tsv_rows(source: _Source) -> Iterator[tuple[int, list[str]]]:
+    return ((number, line.split("\t")) for number, line in source.lines())
+
+
+def _csv_rows(source: _Source) -> Iterator[tuple[int, list[str]]]:
+    reader = csv.reader(io.StringIO(source.text, newline=""), strict=True)
+    first_line = 1  # a quoted cell may span lines: a row is named by the line it starts on
+    try:
+        for row in reader:
+            if len(row) > 1 or any(cell.strip() for cell in row):
+                yield first_line, row
+            first_line = reader.line_num + 1
+    except csv.Error as error:
+        raise source.error(first_line, f"not valid CSV: {error}") from None
+
+
+def _from_rows(source: _Source, rows: Iterator[tuple[int, list[str]]], columns: Columns | None) -> Pairs:
+    first = next(rows, None)
+    if first is None:
+        return
+    line, cells = first
+    width = 2 if columns is None else len(cells)
+    prompt, reference = _indices(source, line, cells, columns)
+    header = columns is not None and isinstance(columns[0], str)
+    for number, row in rows if header else chain([first], rows):
+        if len(row) != width:
+            remedy = ": name two of them in `columns`" if columns is None and len(row) > 2 else ""
+            raise source.error(number, f"expected {width} columns, found {len(row)}{remedy}")
+        yield number, row[prompt], row[reference]
+
+
+def _indices(source: _Source, line: int, cells: list[str], columns: Columns | None) -> tuple[int, int]:
+    prompt, reference = (0, 1) if columns is None else columns
+    if isinstance(prompt, str) or isinstance(reference, str):
+        missing = [name for name in (prompt, reference) if name not in cells]
+        if missing:
+            raise source.error(line, f"the header must name {missing[0]!r}, got {', '.join(cells)}")
+        prompt, reference = cells.index(str(prompt)), cells.index(str(reference))
+    if prompt == reference or min(prompt, reference) < 0:
+        raise ValueError(f"columns must be two different columns, counted from 0, got {columns}")
+    if columns is not None and max(prompt, reference) >= len(cells):
+        raise source.error(line, f"columns {columns} need {max(prompt, reference) + 1} columns, found {len(cells)}")
+    return prompt, reference
+
+
+def _jsonl(source: _Source, prompt_field: str, reference_field: str) -> Pairs:
+    for number, line in source.lines():
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            place = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
+            raise source.error(number, f"expected one JSON object, got text that is not JSON: {place}") from None
+        if not isinstance(record, dict):
+            raise source.error(number, f"expected one JSON object, got {type(record).__name__}")
+        for name in (prompt_field, reference_field):
+            if not isinstance(record.get(name), str):
+                got = type(record[name]).__name__ if name in record else "no such field"
+                fields = ", ".join(record) or "none"
+                raise source.error(number, f"field {name!r} must be a string, got {got}; fields: {fields}")
+        yield number, record[prompt_field], record[reference_field]
+
+
+def _windows(source: _Source, window: int | None) -> list[Example]:
+    if window is not None and window < _LONGEST_CHARACTER:
+        raise ValueError(f"window must be at least {_LONGEST_CHARACTER} bytes, one character, got {window}")
+    if not source.text.strip():
+        raise ValueError(f"{source.path}: the file must hold some text, found only blank lines")
+    data = source.text.encode("utf-8")
+    cuts = [0]
+    while cuts[-1] < len(data):
+        cuts.append(len(data) if window is None else _cut(data, cuts[-1], window))
+    return [Example("", data[i:j].decode("utf-8")) for i, j in pairwise(cuts)]
+
+
+def _cut(data: bytes, start: int, window: int) -> int:
+    r"""Where a window from `start` ends: after the last paragraph, line or word of its second half."""
+    end = start + window
+    if end >= len(data):
+        return len(data)
+    for mark in (b"\n\n", b"\n", b" "):
+        found = data.rfind(mark, start + window // 2, end)
+        if found >= 0:
+            return found + len(mark)
+    while data[end] & 0b1100_0000 == 0b1000_0000:  # a continuation byte: the character started earlier
+        end -= 1
+    return end
