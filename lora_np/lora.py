@@ -136,10 +136,10 @@ class LoraLinear:
 class LoraEmbedding:
     r"""A frozen token table plus its low-rank update.
 
-    A token is a one-hot vector, so as a linear map the table W (vocab, d_model) acts by its transpose: d_in =
-    vocab, d_out = d_model, A (rank, vocab), B (d_model, rank), and row t becomes $W_t + s\,B A_{:,t}$. A token's gradient reaches
-    only its own column of A, which is why released code starts A at zero and B at random here; this one keeps the
-    paper's rule, B = 0, everywhere.
+    A token is a one-hot vector, so as a linear map the table W (vocab, d_model) acts by its transpose: d_in = vocab and
+    d_out = d_model, A is (rank, vocab) and B (d_model, rank), and row t becomes $W_t + s\,B A_{:,t}$. A token's gradient
+    reaches only its own column of A, which is why released code starts A at zero and B at random here; this one keeps
+    the paper's rule, B = 0, everywhere. There is no dropout: a token is there or not.
     """
 
     base: Embedding
@@ -216,8 +216,8 @@ def unadapted(model: Transformer) -> Transformer:
 def rounding_bound(module: LoraLinear, x: Array) -> Array:
     r"""How far merged and adapted outputs of one map may differ by rounding alone: elementwise, (..., d_out).
 
-    With unit roundoff u = ε/2, a result that n roundings lie behind errs by at most $\gamma_n = nu/(1-nu)$ times the sum
-    of the absolute values of its terms, in whatever order they are added (Higham 2002, Accuracy and Stability of
+    With unit roundoff u = ε/2, a result behind which lie n roundings errs by at most $\gamma_n = nu/(1-nu)$ times the
+    sum of the absolute values of its terms, in whatever order they are added (Higham 2002, Accuracy and Stability of
     Numerical Algorithms, section 3.1). With $T = |W_0||x| + s|B||A||x| + |b|$,
 
     - adapted: Ax (d_in), B· (rank), the factor s, two additions:  n = d_in + rank + 3;

@@ -112,7 +112,7 @@ def start(trained: Arrays, config: TrainingConfig) -> TrainingState:
 
 
 def model_loss(model: Transformer) -> Loss:
-    """The language-modelling loss of `model` as a function of its trained arrays, a batch and a generator for dropout."""
+    """The language-modelling loss as a function of the trained arrays, a batch, and a generator for dropout."""
 
     def loss(trained: Arrays, batch: Any, rng: np.random.Generator) -> Any:
         return language_model_loss(with_dropout(with_parameters(model, trained), rng), batch)

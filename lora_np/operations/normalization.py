@@ -6,8 +6,8 @@ $$\hat x = \frac{x - \mu}{\sigma},\quad \mu = \frac1d\sum_i x_i,\quad
   \sigma^2 = \frac1d\sum_i (x_i-\mu)^2 + \epsilon \tag{N1}$$
 $$y = \gamma\odot\hat x + \beta \tag{N2}$$
 
-**Derivation.** Let $g = \gamma\odot\partial L/\partial y$ be the gradient at $\hat x$. Moving one $x_j$ moves $\hat x_i$ in
-three ways: directly, through the mean, and through the deviation,
+**Derivation.** Let $g = \gamma\odot\partial L/\partial y$ be the gradient at $\hat x$. Moving one $x_j$ moves
+$\hat x_i$ in three ways: directly, through the mean, and through the deviation,
 
 $$\frac{\partial \hat x_i}{\partial x_j}
     = \frac1\sigma\left(\delta_{ij} - \frac1d - \frac{\hat x_i \hat x_j}{d}\right) \tag{N3}$$

@@ -26,9 +26,9 @@ from .corpus import parts, stream
 
 SIZES = TransformerConfig(vocab=256, context=640, d_model=192, layers=4, heads=6)
 TRAINING = TrainingConfig(
-    steps=2600, learning_rate=2e-3, warmup=100, decay="cosine", beta2=0.98, weight_decay=0.1, micro_batches=4
+    steps=7000, learning_rate=3e-3, warmup=200, decay="cosine", beta2=0.98, weight_decay=0.1, micro_batches=2
 )
-BATCH = 8
+BATCH = 4
 SEED = 0
 
 
@@ -70,11 +70,11 @@ def make(out: Path) -> None:
     rows, losses, began = [], [], time.perf_counter()
     for record in fit(model_loss(model), Windows(train, SIZES.context), TRAINING, state):
         losses.append(record.loss / float(np.log(2.0)))
-        if record.step % 100 == 0:
+        if record.step % 250 == 0:
             save_checkpoint(checkpoint, record.state, run)
             scored = (
                 bits_per_byte(with_parameters(model, record.state.trained), held_out)
-                if record.step % 200 == 0
+                if record.step % 500 == 0
                 else None
             )
             rows.append((record.step, float(np.mean(losses)), scored, time.perf_counter() - began))
