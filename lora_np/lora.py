@@ -136,10 +136,10 @@ class LoraLinear:
 class LoraEmbedding:
     r"""A frozen token table plus its low-rank update.
 
-    A token is a one-hot vector, so as a linear map the table W (vocab, d_model) acts by its transpose: d_in = vocab and
-    d_out = d_model, A is (rank, vocab) and B (d_model, rank), and row t becomes $W_t + s\,B A_{:,t}$. A token's gradient
-    reaches only its own column of A, which is why released code starts A at zero and B at random here; this one keeps
-    the paper's rule, B = 0, everywhere. There is no dropout: a token is there or not.
+    A token is a one-hot vector, so as a linear map the table W (vocab, d_model) acts by its transpose: d_in = vocab,
+    d_out = d_model, A is (rank, vocab) and B (d_model, rank), and row t becomes $W_t + s\,B A_{:,t}$. The gradient of
+    a token reaches only its own column of A, which is why released code starts A at zero and B at random here; this
+    one keeps the paper's rule, B = 0, everywhere. There is no dropout: a token is there or not.
     """
 
     base: Embedding

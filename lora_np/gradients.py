@@ -1,0 +1,288 @@
+r"""Three witnesses for every gradient.
+
+1. **hand**: the derivations of `lora_np.operations`, chained by autograd;
+2. **textbook**: autograd alone, on the plain equations of `lora_np.textbook`;
+3. **difference**: the central difference quotient of the loss, entry by entry, in float64.
+
+The third needs no calculus, but has an error of its own. With $D(h) = (f(x+h) - f(x-h))/2h = f' + c\,h^2 + O(h^4)$,
+
+$$R(h) = \frac{4 D(h/2) - D(h)}{3} = f' + O(h^4),\qquad
+  Q = \frac{16 R(h/2) - R(h)}{15} = f' + O(h^6),\qquad
+  e = |R(h/2) - R(h)| + \frac{\rho}{h} \tag{Q1}$$
+
+(Richardson). The first part of e is the error of R(h), two orders in h worse than that of Q, so it is a safe estimate;
+the second is the rounding of f, with ρ = 64 ε Σ|terms of f|: each term has a few dozen roundings behind it.
+
+Where an array's gradient vanishes identically (a key's bias: softmax does not see what all scores share) all three
+must be below e, and the verdict is "zero".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import autograd
+import autograd.numpy as anp
+import numpy as np
+
+from . import operations as ops
+from . import textbook
+from .arrays import Array
+from .differentiation import value_and_grad
+from .lora import LoraConfig, adapt, adapters
+from .model import TransformerConfig, initialize
+from .parameters import Arrays, parameters, with_parameters
+
+Verdict = Literal["equal", "zero", "different", "cannot be said"]
+
+STEP = 2.0**-10  # h: large enough that ρ/h is small, small enough that h⁴ is
+ROUNDING = 64.0 * float(np.finfo(np.float64).eps)
+AGREEMENT = 1e-10  # between hand and textbook, of the array's largest gradient: a million times their rounding
+RESOLUTION = 1e-6  # the largest e, of the same, with which the difference quotient may still testify
+
+
+@dataclass(frozen=True)
+class Case:
+    """One scalar loss written twice, and the point (arrays by name) at which its gradients are compared."""
+
+    name: str
+    hand: Callable[[Arrays], Any]
+    textbook: Callable[[Arrays], Any]
+    point: Arrays
+    size: float  # the sum of the absolute values of the terms of the loss, by which its rounding is judged
+
+
+@dataclass(frozen=True)
+class Row:
+    """The verdict on one array; each figure is the largest disagreement of a pair over the array's largest gradient."""
+
+    case: str
+    array: str
+    shape: tuple[int, ...]
+    hand_textbook: float
+    hand_difference: float
+    textbook_difference: float
+    uncertainty: float  # the largest e of (Q1), over the same
+    verdict: Verdict
+
+    @property
+    def holds(self) -> bool:
+        return self.verdict in ("equal", "zero")
+
+
+@dataclass(frozen=True)
+class Report:
+    """The rows of a gradient check."""
+
+    seed: int
+    rows: tuple[Row, ...]
+
+    @property
+    def holds(self) -> bool:
+        """True when no array's witnesses disagree or cannot testify; false for an empty report."""
+        return bool(self.rows) and all(row.holds for row in self.rows)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {"seed": self.seed, "holds": self.holds, "rows": [dataclasses.asdict(row) for row in self.rows]}
+
+
+def gradcheck(seed: int = 0, watch: Callable[[list[Case]], Iterable[Case]] = iter) -> Report:
+    """Check every operation and every array of whole models, at random shapes and at a point where B ≠ 0.
+
+    watch  wraps the list of cases as they are gone through (a progress bar, say).
+    """
+    cases = list(all_cases(np.random.default_rng(seed)))
+    return Report(seed, tuple(row for case in watch(cases) for row in check(case)))
+
+
+def check(case: Case) -> list[Row]:
+    """The verdict on each array of a case."""
+    _, hand = value_and_grad(case.hand)(case.point)
+    book = autograd.grad(case.textbook)(case.point)
+    largest = max(float(abs(gradient).max()) for gradient in book.values())
+    rows = []
+    for name, array in case.point.items():
+        difference, error = difference_quotient(case.hand, case.point, name, case.size)
+        rows.append(_row(case.name, name, array.shape, hand[name], book[name], difference, error, largest))
+    return rows
+
+
+def difference_quotient(loss: Callable[[Arrays], Any], point: Arrays, name: str, size: float) -> tuple[Array, Array]:
+    """Q and e of equation (Q1) for every entry of one array; `size` is Σ|terms of the loss|."""
+    array = point[name]
+    quotient, error = np.empty(array.shape), np.empty(array.shape)
+    for entry in np.ndindex(array.shape):
+
+        def at(step: float, entry: tuple[int, ...] = entry) -> float:
+            moved = array.copy()
+            moved[entry] += step
+            return float(loss({**point, name: moved}))
+
+        D = [(at(h) - at(-h)) / (2 * h) for h in (STEP, STEP / 2, STEP / 4)]
+        R = [(4 * D[1] - D[0]) / 3, (4 * D[2] - D[1]) / 3]
+        quotient[entry] = (16 * R[1] - R[0]) / 15
+        error[entry] = abs(R[1] - R[0]) + ROUNDING * size / STEP
+    return quotient, error
+
+
+def _row(
+    case: str, name: str, shape: tuple[int, ...], hand: Array, book: Array, difference: Array, error: Array, all_: float
+) -> Row:
+    pairs = [abs(hand - book), abs(hand - difference), abs(book - difference)]
+    sizes = [float(abs(gradient).max()) for gradient in (hand, book, difference)]
+    uncertainty = float(error.max())
+    testified = bool((pairs[1] <= error).all() and (pairs[2] <= error).all())
+    verdict: Verdict
+    if not all(map(math.isfinite, sizes)) or hand.shape != shape:
+        verdict = "different"
+    elif max(sizes) <= uncertainty and pairs[0].max() <= AGREEMENT * all_:
+        verdict = "zero"
+    elif not testified or pairs[0].max() > AGREEMENT * sizes[1]:
+        verdict = "different"
+    else:
+        verdict = "equal" if uncertainty <= RESOLUTION * sizes[1] else "cannot be said"
+    scale = all_ if verdict == "zero" else sizes[1]
+    figures = [float(gap.max()) / scale if scale else math.inf for gap in (*pairs, error)]
+    return Row(case, name, shape, figures[0], figures[1], figures[2], figures[3], verdict)
+
+
+def all_cases(rng: np.random.Generator) -> Iterator[Case]:
+    """Every operation, then whole models."""
+    yield from operation_cases(rng)
+    yield adapted_case(rng)
+    yield full_case(rng, causal=True)
+    yield full_case(rng, causal=False)
+
+
+def operation_cases(rng: np.random.Generator, operations: Any = ops) -> Iterator[Case]:
+    """Each operation between random arguments of random shapes and a random projection to one number.
+
+    operations  where the operations are looked up: `lora_np.operations`, or a stand-in with a planted fault.
+    """
+    batch, seq, d_in, d_out, heads = (int(n) for n in rng.integers(2, 5, 5))
+    rank, vocab, d = int(rng.integers(1, 3)), int(rng.integers(5, 9)), 2 * heads * int(rng.integers(1, 3))
+    scaling = float(rng.uniform(0.5, 2.0))
+
+    def normal(*shape: int) -> Array:
+        return rng.standard_normal(shape)
+
+    def projected(name: str, hand: Callable[..., Any], book: Callable[..., Any], **point: Array) -> Case:
+        to_number = normal(*hand(*point.values()).shape)
+        return Case(
+            name,
+            lambda p: (hand(*p.values()) * to_number).sum(),
+            lambda p: anp.sum(book(*p.values()) * to_number),
+            point,
+            float(abs(hand(*point.values()) * to_number).sum()),
+        )
+
+    x, W, b = normal(batch, seq, d_in), normal(d_out, d_in), normal(d_out)
+    yield projected("linear", operations.linear, lambda x, W, b: anp.dot(x, W.T) + b, x=x, W=W, b=b)
+
+    mask = (rng.random(x.shape) < 0.7) / 0.7
+    yield projected(
+        "lora_linear",
+        lambda x, W, b, A, B: operations.lora_linear(x, W, b, A, B, scaling, mask),
+        lambda x, W, b, A, B: anp.dot(x, W.T) + b + scaling * anp.dot(anp.dot(x * mask, A.T), B.T),
+        x=x,
+        W=W,
+        b=b,
+        A=normal(rank, d_in),
+        B=normal(d_out, rank),
+    )
+    tokens = rng.integers(0, vocab - 1, (batch, seq + 3))  # some occur twice, the last one never
+    yield projected("embedding", lambda W: operations.embedding(tokens, W), lambda W: W[tokens], W=normal(vocab, d_in))
+    yield projected(
+        "layer_norm",
+        lambda x, gamma, beta: operations.layer_norm(x, gamma, beta, 1e-5),
+        textbook.layer_norm,
+        x=normal(batch, seq, d) + 3.0,
+        gamma=normal(d),
+        beta=normal(d),
+    )
+    yield projected("gelu", operations.gelu, textbook.gelu, x=2.0 * normal(batch, seq, d))
+
+    keys = seq + int(rng.integers(1, 3))
+    seen = rng.random((batch, keys)) < 0.6
+    seen[:, 0] = True
+    later = np.tril(np.ones((seq, keys), bool), keys - seq)
+    for name, causal, padding, visible in (
+        ("attention, causal", True, None, np.broadcast_to(later, (batch, 1, seq, keys))),
+        ("attention, padded", False, seen, np.broadcast_to(seen[:, None, None], (batch, 1, seq, keys))),
+        ("attention, causal and padded", True, seen, later & seen[:, None, None]),
+    ):
+        yield projected(
+            name,
+            lambda q, k, v, causal=causal, padding=padding: operations.attention(q, k, v, heads, causal, padding),
+            lambda q, k, v, visible=visible: textbook.attention(q, k, v, heads, visible),
+            q=normal(batch, seq, d),
+            k=normal(batch, keys, d),
+            v=normal(batch, keys, d),
+        )
+    targets, weights = rng.integers(0, vocab, (batch, seq)), rng.random((batch, seq)) * (rng.random((batch, seq)) < 0.8)
+    weights[0, 0] = 1.0
+    logits = 3.0 * normal(batch, seq, vocab)
+    yield Case(
+        "cross_entropy",
+        lambda p: operations.cross_entropy(p["logits"], targets, weights),
+        lambda p: textbook.cross_entropy(p["logits"], targets, weights),
+        {"logits": logits},
+        float(operations.cross_entropy(logits, targets, weights)),
+    )
+
+
+def adapted_case(rng: np.random.Generator) -> Case:
+    """A whole model with LoRA on every linear map and on the tied token table, its biases trained as well."""
+    config = LoraConfig(
+        rank=2, alpha=3.0, targets=("attention+mlp", "tokens"), bias="all", tied_head="tie", ranks={"mlp.up": 1}
+    )
+    model = adapt(_small_model(rng, causal=True), config, rng)
+    return _model_case("adapted model", model, config.trained, rng)
+
+
+def full_case(rng: np.random.Generator, *, causal: bool) -> Case:
+    """A whole model with every array trained: causal, or bidirectional with padding and a head of its own."""
+    name = "full model, " + ("causal" if causal else "bidirectional, padded")
+    return _model_case(name, _small_model(rng, causal), ("*",), rng)
+
+
+def _small_model(rng: np.random.Generator, causal: bool) -> Any:
+    heads = int(rng.integers(2, 4))
+    sizes = {"vocab": int(rng.integers(5, 9)), "context": int(rng.integers(6, 9)), "d_model": 2 * heads, "heads": heads}
+    config = TransformerConfig(**sizes, layers=2, d_ff=int(rng.integers(5, 9)), causal=causal, tied=causal)
+    return initialize(config, rng, np.float64)
+
+
+def _model_case(name: str, model: Any, select: tuple[str, ...], rng: np.random.Generator) -> Case:
+    """The loss of a model moved to a random point, so that B ≠ 0 and no array is at its special start."""
+    model = with_parameters(
+        model, {name: array + 0.4 * rng.standard_normal(array.shape) for name, array in parameters(model).items()}
+    )
+    config, shape = model.config, (2, model.config.context - 1)
+    tokens, targets = rng.integers(0, config.vocab, shape), rng.integers(0, config.vocab, shape)
+    weights = rng.random(shape) * (rng.random(shape) < 0.7)
+    weights[0, -1] = 1.0
+    weights /= weights.sum()
+    mask = None if config.causal else np.arange(shape[1]) < np.array([[shape[1]], [shape[1] - 2]])
+    frozen = {_plain(path): array for path, array in parameters(model).items()}
+    scaling = {path: module.scaling for path, module in adapters(model).items()}
+
+    def hand(point: Arrays) -> Any:
+        return ops.cross_entropy(with_parameters(model, point)(tokens, mask), targets, weights)
+
+    def book(point: Arrays) -> Any:
+        p = {**frozen, **{_plain(path): array for path, array in point.items()}}
+        return textbook.loss(p, tokens, targets, weights, config.heads, scaling, config.causal, mask)
+
+    point = parameters(model, *select)
+    return Case(name, hand, book, point, float(hand(point)))
+
+
+def _plain(path: str) -> str:
+    """The textbook's name for an array: it knows no module around an adapted one."""
+    return path.replace(".base.", ".")
