@@ -26,23 +26,26 @@ from .corpus import parts, stream
 
 SIZES = TransformerConfig(vocab=256, context=640, d_model=192, layers=4, heads=6)
 TRAINING = TrainingConfig(
-    steps=7000, learning_rate=3e-3, warmup=200, decay="cosine", beta2=0.98, weight_decay=0.1, micro_batches=2
+    steps=14000, learning_rate=2e-3, warmup=200, decay="cosine", beta2=0.99, weight_decay=0.1, micro_batches=2
 )
-BATCH = 4
+STAGES = ((0, 8, 160), (12000, 4, SIZES.context))  # from this step on, so many windows of so many bytes
 SEED = 0
 
 
 @dataclass(frozen=True)
 class Windows:
-    """Endless batches of windows that start anywhere in a run of bytes; the step decides where."""
+    """Endless batches of windows that start anywhere in a run of bytes; the step decides where and how long.
+
+    Short windows first: what is near is learned first, and more cheaply; long ones at the end, for the whole context.
+    """
 
     text: Bytes
-    size: int
 
     def __getitem__(self, step: int) -> Batch:
-        begin = np.random.default_rng([SEED, step]).integers(0, len(self.text) - self.size, BATCH)
-        window = self.text[begin[:, None] + np.arange(self.size + 1)].astype(np.int64)
-        weights = np.full((BATCH, self.size), 1.0 / (BATCH * self.size), np.float32)
+        _, batch, size = [stage for stage in STAGES if stage[0] <= step][-1]
+        begin = np.random.default_rng([SEED, step]).integers(0, len(self.text) - size, batch)
+        window = self.text[begin[:, None] + np.arange(size + 1)].astype(np.int64)
+        weights = np.full((batch, size), 1.0 / (batch * size), np.float32)
         return Batch(window[:, :-1], window[:, 1:], weights)
 
 
@@ -68,13 +71,13 @@ def make(out: Path) -> None:
     checkpoint, run = out / "checkpoint.safetensors", {"training": repr(TRAINING), "sizes": repr(SIZES)}
     state = load_checkpoint(checkpoint, run) if checkpoint.exists() else start(parameters(model), TRAINING)
     rows, losses, began = [], [], time.perf_counter()
-    for record in fit(model_loss(model), Windows(train, SIZES.context), TRAINING, state):
+    for record in fit(model_loss(model), Windows(train), TRAINING, state):
         losses.append(record.loss / float(np.log(2.0)))
-        if record.step % 250 == 0:
+        if record.step % 500 == 0:
             save_checkpoint(checkpoint, record.state, run)
             scored = (
                 bits_per_byte(with_parameters(model, record.state.trained), held_out)
-                if record.step % 500 == 0
+                if record.step % 2000 == 0
                 else None
             )
             rows.append((record.step, float(np.mean(losses)), scored, time.perf_counter() - began))
@@ -113,9 +116,10 @@ A byte-level causal transformer with {count(model):,} parameters, stored in floa
 by `python -m lora_np.pretrained.make`; nothing here was typed by hand.
 
 - sizes: {SIZES}
-- training: {TRAINING}, batches of {BATCH} windows of {SIZES.context} bytes, seed {SEED}
+- training: {TRAINING}, seed {SEED}; (from step, windows, bytes of each): {STAGES}
 - text: `pydoc_data.topics` and the docstrings of the standard library of Python {platform.python_version()}:
-  {len(train):,} bytes to train on, {len(held_out):,} held out (whole documents, chosen by a hash of their text)
+  {len(train):,} bytes to train on, {len(held_out):,} held out (all documents of a topic or source file, chosen by
+  a hash of its name, so that no near copy of a held-out docstring is trained on)
 - digest: `{digest(model)}`
 
 ## Bits per byte on the held-out text
