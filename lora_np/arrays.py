@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from autograd.extend import Box, VSpace
 from autograd.numpy.numpy_boxes import ArrayBox
+from autograd.tracer import getval
 
 # An array of any registered library, or an autograd box around one.
 Array = npt.NDArray[Any]
@@ -22,8 +23,8 @@ _MODULES: dict[type, Any] = {np.ndarray: np}
 
 
 def array_module(x: Array) -> Any:
-    """The library whose functions take `x`: `numpy`, unless its type was introduced with `register`."""
-    return _MODULES.get(type(x), np)
+    """The library whose functions take `x`, or what is inside a box: `numpy`, unless introduced with `register`."""
+    return _MODULES.get(type(getval(x)), np)
 
 
 def is_array(value: object) -> bool:

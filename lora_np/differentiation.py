@@ -9,7 +9,8 @@ from __future__ import annotations
 import functools
 import inspect
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from autograd.core import VJPNode, add_outgrads
@@ -23,9 +24,11 @@ Arrays = dict[str, Array]
 
 SECOND_ORDER = "operations are differentiable once; for second derivatives use lora_np.textbook"
 
-# Boxes of one trace carry one number; a higher number is unwrapped first. This one lies above every number that
-# autograd hands out, and it is a constant because autograd's own counter is shared by all threads.
-TRACE = 1 << 30
+# Boxes of one trace carry one number; a higher number is unwrapped first. This one lies below every number that
+# autograd hands out (0, 1, …) and above the one it starts its search with (−1): so `autograd.grad` may be used inside a
+# loss. It is a constant because autograd's own counter is shared by all threads.
+TRACE = -0.5
+_thread = threading.local()
 
 
 def operation(forward: Callable[..., Any], backward: Callable[..., Any]) -> Callable[..., Any]:
@@ -43,7 +46,8 @@ def operation(forward: Callable[..., Any], backward: Callable[..., Any]) -> Call
 
     @primitive
     def evaluate(*arguments: Any) -> Any:
-        y, slot.saved = forward(*arguments, wanted=slot.wanted)
+        y, saved = forward(*arguments, wanted=slot.wanted)
+        slot.saved = saved if slot.wanted else None  # evaluation keeps nothing alive
         return y
 
     def vjp_maker(argnums: Sequence[int], y: Any, arguments: Sequence[Any], _: Any) -> Callable[[Any], Any]:
@@ -63,7 +67,7 @@ def operation(forward: Callable[..., Any], backward: Callable[..., Any]) -> Call
 
     @functools.wraps(forward)
     def call(*arguments: Any) -> Any:
-        slot.wanted = tuple(name for name, value in zip(names, arguments, strict=True) if is_box(value))
+        slot.wanted = tuple(name for name, value in zip(names, arguments, strict=False) if is_box(value))
         return evaluate(*arguments)
 
     del call.__wrapped__  # `forward` takes `wanted`, the operation does not
@@ -77,22 +81,38 @@ def value_and_grad(loss: Callable[..., Any]) -> Callable[..., tuple[Any, Arrays]
     The same numbers as `autograd.value_and_grad`, by the same primitives, with two differences: each activation
     is released as soon as backward has used it, and any number of threads may call it at once.
 
-    Raises ValueError when the loss depends on none of the arrays, TypeError when a second derivative is asked for.
+    Raises ValueError when the loss is not one number or depends on none of the arrays, TypeError when a second
+    derivative is asked for, that is: when one such function is evaluated inside another.
     """
 
     def evaluated(trained: Arrays, *rest: Any) -> tuple[Any, Arrays]:
-        if any(map(is_box, trained.values())):
-            raise TypeError(SECOND_ORDER)
         leaves = {name: VJPNode.new_root() for name in trained}
-        end = loss({name: new_box(value, TRACE, leaves[name]) for name, value in trained.items()}, *rest)
+        with _only_one_trace(trained):
+            end = loss({name: new_box(value, TRACE, leaves[name]) for name, value in trained.items()}, *rest)
         if not is_box(end):
             raise ValueError("the loss depends on none of the arrays it is differentiated by")
+        if end._trace != TRACE:
+            raise TypeError(SECOND_ORDER)
+        if end._value.shape:
+            raise ValueError(f"the loss must be one number, got an array of shape {end._value.shape}")
         gradients = _backward_pass(end, set(leaves.values()))
         zero = {name: array_module(value).zeros_like for name, value in trained.items()}
         gradient = {n: gradients[leaf] if leaf in gradients else zero[n](trained[n]) for n, leaf in leaves.items()}
         return end._value, gradient
 
     return evaluated
+
+
+@contextmanager
+def _only_one_trace(trained: Arrays) -> Iterator[None]:
+    """Raise TypeError where this thread is tracing already: both traces would carry one number."""
+    if getattr(_thread, "tracing", False) or any(map(is_box, trained.values())):
+        raise TypeError(SECOND_ORDER)
+    _thread.tracing = True
+    try:
+        yield
+    finally:
+        _thread.tracing = False
 
 
 def _backward_pass(end: Any, leaves: set[Any]) -> dict[Any, Array]:

@@ -189,7 +189,7 @@ def new_folder(path: str | Path, *, overwrite: bool = False, keep: bool = False)
     try:
         yield partial
     except BaseException:
-        if not keep:
+        if not keep or not any(partial.iterdir()):
             shutil.rmtree(partial, ignore_errors=True)
         raise
     old = path.with_name(path.name + ".old")

@@ -271,7 +271,7 @@ def _adapted(path: str, module: Any, rank: int, alpha: float, config: LoraConfig
     dtype = module.W.dtype
     A = INITIALIZATIONS[config.initialization](rng, rank, d_in).astype(dtype)
     B = np.zeros((d_out, rank), dtype)
-    scaling = SCALINGS[config.scaling](rank, alpha)
+    scaling = float(SCALINGS[config.scaling](rank, alpha))  # a NumPy number would turn float32 into float64
     return LoraEmbedding(module, A, B, scaling) if is_table else LoraLinear(module, A, B, scaling, config.dropout)
 
 

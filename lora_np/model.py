@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .arrays import Array, array_module
+from .arrays import Array, array_module, is_array
 from .operations import attention, cross_entropy, embedding, gelu, layer_norm, linear
 
 
@@ -200,8 +200,9 @@ class Transformer:
 
 
 def _check_tokens(tokens: Array, seen: int, config: TransformerConfig) -> None:
-    if tokens.ndim != 2 or tokens.dtype.kind not in "iu" or not tokens.size:
-        raise TypeError(f"tokens must be integers of shape (batch, seq), got {tokens.dtype} {tokens.shape}")
+    if not (is_array(tokens) and tokens.ndim == 2 and tokens.dtype.kind in "iu" and tokens.size):
+        got = f"{tokens.dtype} {tokens.shape}" if is_array(tokens) else type(tokens).__name__
+        raise TypeError(f"tokens must be an array of integers, (batch, seq) and not empty, got {got}")
     length = seen + tokens.shape[1]
     if length > config.context:
         raise ValueError(f"the context holds {config.context} tokens, got a sequence of {length}")

@@ -108,8 +108,9 @@ def _children(node: Any) -> Iterator[tuple[str, Any]]:
 def _replaced(node: Any, new: Mapping[str, Any], path: str, *, check_shape: bool) -> Any:
     """`node` with what stands at the dotted keys of `new` exchanged; parts that hold none of them are shared."""
     if set(new) == {""}:
-        if check_shape and node.shape != new[""].shape:
-            raise ValueError(f"{path} has shape {node.shape}, and cannot become {new[''].shape}")
+        if check_shape and not (is_array(node) and node.shape == new[""].shape):
+            found = f"has shape {node.shape}" if is_array(node) else "is no array"
+            raise ValueError(f"{path} {found}, and cannot become one of shape {new[''].shape}")
         return new[""]
     by_child: dict[str, dict[str, Any]] = {}
     for key, value in new.items():

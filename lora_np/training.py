@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -161,6 +161,17 @@ def _batch_gradient(
         value = value + more
         gradient = {name: array + addend[name] for name, array in gradient.items()}
     return float(value), gradient
+
+
+def evaluate(model: Transformer, batches: Iterable[Any], workers: int | None = None) -> float:
+    """Mean loss of a model over batches, in nats per trained token, each token counting the same."""
+
+    def nats(batch: Any) -> float:
+        return float(language_model_loss(model, batch)) * batch.tokens_trained
+
+    held = list(batches)
+    with thread_map(workers) as run:
+        return sum(run(nats, held)) / sum(batch.tokens_trained for batch in held)
 
 
 def learning_rate(step: int, config: TrainingConfig) -> float:

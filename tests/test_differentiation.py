@@ -146,7 +146,7 @@ def test_the_gradient_is_that_of_autograds_value_and_grad_bit_for_bit() -> None:
     assert list(gradient) == list(trained)
     for name, array in their_gradient.items():
         assert np.array_equal(gradient[name], array), name
-        assert gradient[name].any(), name
+        assert gradient[name].any() or name.endswith("key.base.b"), name  # softmax does not see a key bias
 
 
 def test_an_array_used_in_several_places_collects_all_of_its_gradient() -> None:

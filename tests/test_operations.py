@@ -35,6 +35,9 @@ class Case:
     arrays: tuple[str, ...]
     dy: Any
 
+    def __repr__(self) -> str:
+        return ", ".join(f"{name} {getattr(value, 'shape', value)}" for name, value in self.arguments.items())
+
     def positional(self, **replaced: Any) -> list[Any]:
         return list({**self.arguments, **replaced}.values())
 

@@ -80,7 +80,7 @@ def assert_is_the_hessian_along(product: Any, gradient: Any, x: Any, v: Any) -> 
     """H v is the difference quotient of the gradient, to within what the extrapolation moved it."""
     quotient, moved_by = extrapolated(lambda h: (gradient(x + h * v) - gradient(x - h * v)) / (2 * h))
     size = np.abs(quotient).max()
-    assert moved_by.max() <= 1e-3 * size  # or the quotient itself says nothing
+    assert moved_by.max() <= 1e-4 * size  # or the quotient itself says nothing; measured 3e-6
     assert np.abs(product - quotient).max() <= moved_by.max(), "not the Hessian"
 
 
@@ -99,7 +99,7 @@ def test_the_second_derivative_of_the_loss_is_the_difference_quotient_of_the_fir
 
 
 def test_the_hessian_is_symmetric() -> None:
-    """uᵀHv = vᵀHu. Measured: equal to 1e-14 of their size; allowed 1e-11."""
+    """uᵀHv = vᵀHu. Measured: equal to 1e-15 of their size; allowed 1e-11."""
     loss, x = lora_loss()
     u, v = np.random.default_rng(1).standard_normal((2, x.size))
     product = autograd.hessian_vector_product(loss)

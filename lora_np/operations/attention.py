@@ -9,7 +9,7 @@ $$s_{ij} = \frac{q_i\cdot k_j}{\sqrt{d_\mathrm{head}}} \tag{S1}\qquad
   o_i = \sum_j p_{ij} v_j \tag{S3}$$
 
 Causal: query i sees keys j ≤ i + (keys − queries), so that the last query sees all. A padding mask (batch, keys) is
-True where a key may be seen. A query that may see no key gives 0.
+True where a key may be seen; a query that may see no key gives 0.
 
 **Derivation.** Let $g_i = \partial L/\partial o_i$. (S3) is linear in p and v:
 
@@ -60,6 +60,8 @@ def attention_forward(
     """(S1) to (S3)."""
     xp = array_module(q)
     Q, K, V = (_split(x, heads) for x in (q, k, v))
+    if causal and Q.shape[2] > K.shape[2]:
+        raise ValueError(f"causal attention needs a key for every query, got {Q.shape[2]} and {K.shape[2]} keys")
     scale = 1.0 / math.sqrt(Q.shape[-1])
     K_T = xp.ascontiguousarray(K.swapaxes(-1, -2))
     o = xp.empty_like(q)
@@ -70,7 +72,7 @@ def attention_forward(
         _hide(p, i, j, Q, K, causal, mask, batch)
         top = p.max(axis=-1, keepdims=True)
         if mask is not None:
-            top = xp.where(top > -math.inf, top, 0.0 * log_sum[batch, :, i])
+            top = xp.where(top > -math.inf, top, xp.zeros_like(top))
         p -= top
         xp.exp(p, out=p)
         total = p.sum(axis=-1, keepdims=True)

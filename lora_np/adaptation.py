@@ -1,0 +1,165 @@
+r"""One run from a file to an adapter: read, split, adapt, train with checkpoints, score, save.
+
+The run is built in `OUT.partial`; `OUT` appears when it is complete. Killed at any moment, it continues from its last
+checkpoint to the same bits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .files import check_free, digest, load_checkpoint, new_folder, partial_folder, save_adapter, save_checkpoint
+from .lora import LoraConfig, adapt
+from .model import Transformer
+from .parameters import parameters, size, with_parameters
+from .tasks import Batches, Example, Sequence, encode, epoch, read_examples, split
+from .tokenizers import ByteTokenizer
+from .training import Record, TrainingConfig, TrainingState, evaluate, fit, model_loss, start
+
+CHECKPOINT = "checkpoint.safetensors"
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which examples of a file, and how they become batches."""
+
+    format: str | None = None
+    columns: tuple[str, str] | None = None
+    prompt_field: str = "prompt"
+    reference_field: str = "reference"
+    truncate: bool = False
+    held_out: float = 0.1
+    batch_size: int = 16
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run came to; bits per byte are of the held-out references, each with the mark that ends it."""
+
+    train: int
+    held_out: int
+    before: float
+    after: float
+    trained: int
+    steps: int
+    file_bytes: int
+
+
+class Interrupted(Exception):
+    """A run was stopped and can be resumed; `step` is the last one whose result is kept."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"interrupted after step {step}")
+        self.step = step
+
+
+def read_file(path: str | Path, data: DataConfig, context: int) -> tuple[list[Sequence], list[Sequence]]:
+    """The sequences to train on, and the held-out ones; raises ValueError or OSError in one line for a bad file."""
+    examples: list[Example] = read_examples(
+        path,
+        data.format,
+        prompt_field=data.prompt_field,
+        reference_field=data.reference_field,
+        columns=data.columns,
+        window=context - 1,
+    )
+    tokenizer = ByteTokenizer()
+    encode(examples, tokenizer, context, truncate=data.truncate)  # so that an error counts the file's own examples
+    train, held_out = split(examples, data.held_out, data.seed)
+    return tuple(encode(part, tokenizer, context, truncate=data.truncate) for part in (train, held_out))  # type: ignore[return-value]
+
+
+def bits_per_byte(model: Transformer, sequences: list[Sequence], batch_size: int) -> float:
+    """The held-out score of a byte-level model."""
+    return evaluate(model, epoch(sequences, batch_size, ByteTokenizer().end)) / math.log(2.0)
+
+
+def adapt_to_file(
+    path: Path,
+    out: Path,
+    base: Transformer,
+    lora: LoraConfig,
+    training: TrainingConfig,
+    data: DataConfig,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    checkpoint_every: int = 10,
+    watch: Callable[[Iterator[Record], int, int], Iterator[Record]] = lambda records, total, done: records,
+    say: Callable[[str], None] = lambda line: None,
+) -> Result:
+    """Adapt `base` to the examples of a file and write the adapter to the folder `out`.
+
+    watch  wraps the records of training (a progress bar, say), given how many there will be and how many are done;
+    say    is told each finding in a line. Raises Interrupted when stopped by hand: what was trained is saved.
+    """
+    check_free(out, overwrite=overwrite)
+    train, held_out = read_file(path, data, base.config.context)
+    model = adapt(base, lora, np.random.default_rng(data.seed))
+    digest_of_base = digest(base)
+    run = _identity(path, digest_of_base, lora, training, data)
+    trained = parameters(model, *lora.trained)
+    state = _first_state(out, run, start(trained, training), resume=resume, overwrite=overwrite)
+    say(f"{len(train)} examples to train on, {len(held_out)} held out; {size(trained):,} trained parameters")
+    before = bits_per_byte(base, held_out, data.batch_size)
+    say(f"base: {before:.4f} bits per byte of the held-out references")
+    with new_folder(out, overwrite=overwrite, keep=True) as folder:
+        batches = Batches(train, data.batch_size, data.seed, ByteTokenizer().end)
+        records = fit(model_loss(model), batches, training, state)
+        state = _kept(folder, run, state, watch(records, training.steps, state.step), checkpoint_every)
+        model = with_parameters(model, state.trained)
+        after = bits_per_byte(model, held_out, data.batch_size)
+        say(f"adapted: {after:.4f} bits per byte of the held-out references")
+        save_adapter(folder, model, lora, digest_of_base, state.trained)
+        (folder / CHECKPOINT).unlink()
+    bytes_written = (out / "adapter.safetensors").stat().st_size
+    return Result(len(train), len(held_out), before, after, size(trained), training.steps, bytes_written)
+
+
+def _kept(
+    folder: Path, run: dict[str, Any], state: TrainingState, records: Iterator[Record], every: int
+) -> TrainingState:
+    """Go through the records, writing a checkpoint at the start, every so many steps, and when stopped."""
+    checkpoint = folder / CHECKPOINT
+    save_checkpoint(checkpoint, state, run)
+    try:
+        for record in records:
+            state = record.state
+            if state.step % every == 0:
+                save_checkpoint(checkpoint, state, run)
+    except KeyboardInterrupt:
+        save_checkpoint(checkpoint, state, run)
+        raise Interrupted(state.step) from None
+    save_checkpoint(checkpoint, state, run)
+    return state
+
+
+def _first_state(
+    out: Path, run: dict[str, Any], fresh: TrainingState, *, resume: bool, overwrite: bool
+) -> TrainingState:
+    """Where to begin: afresh, or at the checkpoint of the run that `out` was to become."""
+    checkpoint = partial_folder(out) / CHECKPOINT
+    if resume:
+        if not checkpoint.exists():
+            raise FileNotFoundError(f"nothing to resume: {checkpoint} does not exist")
+        return load_checkpoint(checkpoint, run)
+    if checkpoint.exists() and not overwrite:
+        raise FileExistsError(
+            f"{checkpoint.parent} holds an unfinished run: continue it with --resume, or discard it with --overwrite"
+        )
+    return fresh
+
+
+def _identity(path: Path, base: str, lora: LoraConfig, training: TrainingConfig, data: DataConfig) -> dict[str, Any]:
+    """What must be the same for a resumed run to be the same run."""
+    contents = hashlib.sha256(path.read_bytes()).hexdigest()
+    about_data = {f"data {key}": value for key, value in asdict(data).items()}
+    return {"base": base, "file": contents, **asdict(lora), **asdict(training), **about_data}

@@ -1,0 +1,164 @@
+r"""Is this merged model W0 + s·BA? Decided array by array, and then for the whole model.
+
+**Array by array.** A merged array that is correct differs from W0 + s·BA by rounding alone. In the precision it was
+merged in, BA takes `rank` roundings, the factor s one and the sum one more, so with unit roundoff u = ε/2
+
+$$|\hat W - (W_0 + s\,BA)| \le \gamma_n\,\big(|W_0| + s\,|B||A|\big),\qquad
+  \gamma_n = \frac{nu}{1-nu},\quad n = r + 3 \tag{V1}$$
+
+elementwise, one rounding being spent on the check itself, which is made in float64. What is not adapted must be equal
+to the bit.
+
+**What went wrong**, if something did: the factor $\hat c$ that explains the found update best,
+
+$$\hat c = \frac{\langle \hat W - W_0,\ s\,BA\rangle}{\langle s\,BA,\ s\,BA\rangle} \tag{V2}$$
+
+is 1 for a correct merge, 0 when nothing was merged, 2 when it was merged twice, √r or 1/√r when the scaling rule
+differs.
+
+**The whole model.** No useful bound is known for logits behind many layers, but rounding has a signature: when the
+adapter is merged and run in float64 instead of float32, a gap that is rounding shrinks by the ratio of the epsilons,
+2^29, and a gap that is a mistake stays.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .arrays import Array
+from .lora import LoraEmbedding, adapters, delta, merge, unadapted
+from .model import Transformer
+from .parameters import parameters, with_parameters
+
+SHRINKS = 2.0**-19  # a gap that is rounding shrinks by about 2^-29; a thousandfold margin for luck on either side
+
+
+@dataclass(frozen=True)
+class ArrayVerdict:
+    """One array of the merged model beside what it should be."""
+
+    name: str
+    adapted: bool
+    gap: float  # |found − expected| at the entry where it uses most of its bound
+    bound: float  # (V1) there
+    used: float  # gap / bound, at most 1 for a correct merge
+    factor: float | None  # (V2); None for an array that is not adapted, or whose update is zero
+
+    @property
+    def holds(self) -> bool:
+        return self.used <= 1.0
+
+
+@dataclass(frozen=True)
+class ModelGaps:
+    """The largest differences between logits, over all positions and words."""
+
+    contrast: float  # adapted against base: that the adapter does something
+    gap32: float  # adapted against merged, as they are
+    gap64: float  # adapted against merged, both made and run in float64
+
+    @property
+    def is_rounding(self) -> bool:
+        """Does the gap shrink with the precision, as rounding does?"""
+        return self.gap64 <= SHRINKS * max(self.gap32, float(np.finfo(np.float32).eps) * self.contrast)
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """The verdict on a merged model."""
+
+    arrays: tuple[ArrayVerdict, ...]
+    model: ModelGaps
+
+    @property
+    def holds(self) -> bool:
+        return all(array.holds for array in self.arrays) and self.model.is_rounding
+
+    @property
+    def diagnosis(self) -> str:
+        """One sentence: that it holds, or the likeliest reason why it does not."""
+        wrong = [array for array in self.arrays if not array.holds]
+        if not wrong:
+            equal = "every array is W0 + s·BA within its rounding bound"
+            return equal if self.model.is_rounding else f"{equal}, but the logits differ by more than rounding"
+        frozen = [array.name for array in wrong if not array.adapted]
+        if frozen:
+            return f"{frozen[0]} is not adapted and yet differs from the base"
+        return f"{wrong[0].name} is not W0 + s·BA: {_explained(wrong[0].factor)}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        about = {"holds": self.holds, "diagnosis": self.diagnosis, "model": dataclasses.asdict(self.model)}
+        return {**about, "arrays": [{**dataclasses.asdict(a), "holds": a.holds} for a in self.arrays]}
+
+
+def certify(adapted: Transformer, merged: Transformer, tokens: Array) -> Certificate:
+    """Judge `merged` against the adapted model it should equal; tokens (batch, seq) are run through both.
+
+    Raises ValueError when the merged model carries LoRA or has other arrays than the adapted one merges to.
+    """
+    if adapters(merged):
+        raise ValueError("the merged model still carries LoRA")
+    return Certificate(tuple(_arrays(adapted, merged)), _gaps(adapted, merged, tokens))
+
+
+def _arrays(adapted: Transformer, merged: Transformer) -> Iterator[ArrayVerdict]:
+    found, base = parameters(merged), parameters(unadapted(adapted))
+    if set(found) != set(base) or any(found[name].shape != base[name].shape for name in base):
+        raise ValueError("the merged model has other arrays than this base and adapter merge to")
+    modules = adapters(adapted)
+    for name, W in base.items():
+        module = modules.get(name.removesuffix(".W"))
+        if module is None or not name.endswith(".W"):
+            gap = _float64(found[name]) - _float64(W)
+            yield _verdict(name, False, gap, np.zeros(W.shape), None)
+        else:
+            yield _adapted_verdict(name, module, found[name])
+
+
+def _adapted_verdict(name: str, module: Any, found: Array) -> ArrayVerdict:
+    exact = dataclasses.replace(module, A=_float64(module.A), B=_float64(module.B))
+    W, update = _float64(module.base.W), delta(exact)
+    size = abs(exact.B) @ abs(exact.A) * abs(module.scaling)
+    terms = abs(W) + (size.T if isinstance(module, LoraEmbedding) else size)
+    n, u = module.A.shape[0] + 3, float(np.finfo(found.dtype).eps) / 2.0
+    gap = _float64(found) - (W + update)
+    norm = float((update * update).sum())
+    factor = float(((_float64(found) - W) * update).sum()) / norm if norm else None
+    return _verdict(name, True, gap, n * u / (1.0 - n * u) * terms, factor)
+
+
+def _verdict(name: str, adapted: bool, gap: Array, bound: Array, factor: float | None) -> ArrayVerdict:
+    size = abs(gap)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        used = np.where(size == 0.0, 0.0, size / bound)
+    worst = int(used.argmax())
+    return ArrayVerdict(
+        name, adapted, float(size.flat[worst]), float(bound.flat[worst]), float(used.flat[worst]), factor
+    )
+
+
+def _gaps(adapted: Transformer, merged: Transformer, tokens: Array) -> ModelGaps:
+    base = unadapted(adapted)
+    contrast = float(abs(adapted(tokens) - base(tokens)).max())
+    gap32 = float(abs(adapted(tokens) - merged(tokens)).max())
+    wide = with_parameters(adapted, {name: _float64(array) for name, array in parameters(adapted).items()})
+    return ModelGaps(contrast, gap32, float(abs(wide(tokens) - merge(wide)(tokens)).max()))
+
+
+def _explained(factor: float | None) -> str:
+    if factor is None:
+        return "the adapter changes nothing here, and yet it differs from the base"
+    known = {0.0: "nothing was merged", 1.0: "the update is there, but not exact", 2.0: "it was merged twice"}
+    nearest = min(known, key=lambda c: abs(c - factor))
+    reason = known[nearest] if abs(nearest - factor) < 0.01 else "another scale, or another adapter"
+    return f"the update found is {factor:.4g} times the one expected ({reason})"
+
+
+def _float64(array: Array) -> Array:
+    return np.asarray(array, np.float64)

@@ -1,0 +1,53 @@
+r"""Generation: one token after another, each from the logits of the last position.
+
+Keys and values of what has been read are kept in preallocated arrays (`Transformer.caches`), so a further token costs
+one position's work and not the whole sequence again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from .arrays import Array
+from .model import Transformer
+
+
+def generate(
+    model: Transformer,
+    prompt: Array,
+    most: int,
+    *,
+    temperature: float = 0.0,
+    rng: np.random.Generator | None = None,
+    end: int | None = None,
+) -> Iterator[int]:
+    """At most `most` tokens that follow `prompt` (seq,), one at a time; fewer at `end` or when the context is full.
+
+    temperature 0 takes the most likely token (of equals the first); above 0 a token is drawn by `rng` from
+    softmax(logits / temperature). `end` itself is not yielded. Raises ValueError for a temperature below 0 or not
+    finite, for one above 0 without rng, and for a prompt that is empty or longer than the context.
+    """
+    if not (math.isfinite(temperature) and temperature >= 0.0):
+        raise ValueError(f"temperature must be a number of at least 0, got {temperature!r}")
+    caches = model.caches(batch=1)
+    logits = model(np.asarray(prompt)[None], caches=caches)[0, -1]
+    for position in range(len(prompt), len(prompt) + most):
+        token = int(logits.argmax()) if temperature == 0.0 else sample(logits, temperature, rng)
+        if token == end:
+            return
+        yield token
+        if position == model.config.context or position + 1 == len(prompt) + most:
+            return
+        logits = model(np.array([[token]]), caches=caches)[0, -1]
+
+
+def sample(logits: Array, temperature: float, rng: np.random.Generator | None) -> int:
+    """A token drawn from softmax(logits / temperature), on the host and in float64; raises ValueError without rng."""
+    if rng is None:
+        raise ValueError("a temperature above 0 draws tokens: pass rng, a numpy.random.Generator")
+    scaled = np.asarray(logits, np.float64) / temperature
+    weights = np.exp(scaled - scaled.max())
+    return int(rng.choice(len(weights), p=weights / weights.sum()))

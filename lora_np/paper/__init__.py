@@ -1,0 +1,1 @@
+r"""The paper, made to show itself: the study and its report."""
