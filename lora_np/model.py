@@ -202,7 +202,7 @@ class Transformer:
 def _check_tokens(tokens: Array, seen: int, config: TransformerConfig) -> None:
     if not (is_array(tokens) and tokens.ndim == 2 and tokens.dtype.kind in "iu" and tokens.size):
         got = f"{tokens.dtype} {tokens.shape}" if is_array(tokens) else type(tokens).__name__
-        raise TypeError(f"tokens must be an array of integers, (batch, seq) and not empty, got {got}")
+        raise TypeError(f"tokens must be integers of shape (batch, seq), got {got}")
     length = seen + tokens.shape[1]
     if length > config.context:
         raise ValueError(f"the context holds {config.context} tokens, got a sequence of {length}")

@@ -110,7 +110,7 @@ def _replaced(node: Any, new: Mapping[str, Any], path: str, *, check_shape: bool
     if set(new) == {""}:
         if check_shape and not (is_array(node) and node.shape == new[""].shape):
             found = f"has shape {node.shape}" if is_array(node) else "is no array"
-            raise ValueError(f"{path} {found}, and cannot become one of shape {new[''].shape}")
+            raise ValueError(f"{path} {found}, and cannot become {new[''].shape}")
         return new[""]
     by_child: dict[str, dict[str, Any]] = {}
     for key, value in new.items():
