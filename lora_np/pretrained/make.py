@@ -19,8 +19,7 @@ from ..files import digest, load_checkpoint, load_model, save_checkpoint, save_m
 from ..model import Transformer, TransformerConfig, initialize
 from ..parameters import count, parameters, with_parameters
 from ..tasks import Batch
-from ..threads import thread_map
-from ..training import TrainingConfig, fit, model_loss, start
+from ..training import TrainingConfig, evaluate, fit, model_loss, start
 from .baselines import Bytes, gzip_bits_per_byte, ngram_bits_per_byte
 from .corpus import parts, stream
 
@@ -52,15 +51,10 @@ class Windows:
 def bits_per_byte(model: Transformer, text: Bytes) -> float:
     """Mean cost of each byte after the first, read in windows of the whole context that know nothing before them."""
     context = model.config.context
-
-    def nats(begin: int) -> float:
-        window = text[begin : begin + context + 1].astype(np.int64)[None]
-        weights = np.ones((1, window.shape[1] - 1), np.float32)
-        return float(model_loss(model)({}, Batch(window[:, :-1], window[:, 1:], weights), np.random.default_rng(0)))
-
-    with thread_map() as run:
-        total = sum(run(nats, range(0, len(text) - 1, context)))
-    return total / (len(text) - 1) / float(np.log(2.0))
+    windows = [text[begin : begin + context + 1].astype(np.int64)[None] for begin in range(0, len(text) - 1, context)]
+    weights = [np.full((1, window.size - 1), 1.0 / (window.size - 1), np.float32) for window in windows]
+    batches = [Batch(w[:, :-1], w[:, 1:], weight) for w, weight in zip(windows, weights, strict=True)]
+    return evaluate(model, batches) / float(np.log(2.0))
 
 
 def make(out: Path) -> None:
@@ -88,13 +82,8 @@ def make(out: Path) -> None:
     (out / "README.md").write_text(_readme(load_model(out / "model"), train, held_out, rows))
 
 
-def evaluate(model: Transformer) -> dict[str, float]:
+def scores(model: Transformer, train: Bytes, held_out: Bytes) -> dict[str, float]:
     """Bits per byte of the model and of both baselines on the held-out text."""
-    train, held_out = (stream(texts) for texts in parts())
-    return _scores(model, train, held_out)
-
-
-def _scores(model: Transformer, train: Bytes, held_out: Bytes) -> dict[str, float]:
     return {
         "this model": bits_per_byte(model, held_out),
         "byte 5-gram": ngram_bits_per_byte(train, held_out),
@@ -105,7 +94,7 @@ def _scores(model: Transformer, train: Bytes, held_out: Bytes) -> dict[str, floa
 def _readme(
     model: Transformer, train: Bytes, held_out: Bytes, rows: list[tuple[int, float, float | None, float]]
 ) -> str:
-    scores = "\n".join(f"| {name} | {bits:.3f} |" for name, bits in _scores(model, train, held_out).items())
+    scores = "\n".join(f"| {name} | {bits:.3f} |" for name, bits in scores(model, train, held_out).items())
     log = "\n".join(
         f"| {step:,} | {loss:.3f} | {'' if scored is None else f'{scored:.3f}'} | {seconds / 60:.1f} |"
         for step, loss, scored, seconds in rows
@@ -135,6 +124,8 @@ so the figures, differ a little.
 
 ## The log
 
+Held-out text is scored in windows of the whole context, whose later positions are trained only by the last stage.
+
 | step | training loss, bits per byte | held out | minutes |
 | --- | --- | --- | --- |
 {log}
@@ -147,7 +138,7 @@ def main() -> None:
     parser.add_argument("--evaluate", action="store_true", help="only score the model that ships")
     chosen = parser.parse_args()
     if chosen.evaluate:
-        for name, bits in evaluate(load_model()).items():
+        for name, bits in scores(load_model(), *(stream(texts) for texts in parts())).items():
             print(f"{name:12} {bits:.3f} bits per byte")
     else:
         make(chosen.out)
