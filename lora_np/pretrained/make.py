@@ -12,10 +12,11 @@ import platform
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ..files import digest, load_checkpoint, load_model, save_checkpoint, save_model
+from ..files import digest, load_checkpoint, load_model, read_json, save_checkpoint, save_model, write_json
 from ..model import Transformer, TransformerConfig, initialize
 from ..parameters import count, parameters, with_parameters
 from ..tasks import Batch
@@ -62,22 +63,22 @@ def make(out: Path) -> None:
     train, held_out = (stream(texts) for texts in parts())
     model = initialize(SIZES, np.random.default_rng(SEED))
     out.mkdir(parents=True, exist_ok=True)
-    checkpoint, run = out / "checkpoint.safetensors", {"training": repr(TRAINING), "sizes": repr(SIZES)}
+    checkpoint, log = out / "checkpoint.safetensors", out / "log.json"
+    run = {"training": repr(TRAINING), "sizes": repr(SIZES), "stages": repr(STAGES)}
     state = load_checkpoint(checkpoint, run) if checkpoint.exists() else start(parameters(model), TRAINING)
-    rows, losses, began = [], [], time.perf_counter()
+    rows: list[Any] = read_json(log)["rows"] if state.step else []
+    losses, began = [], time.perf_counter() - (rows[-1][-1] if rows else 0.0)
     for record in fit(model_loss(model), Windows(train), TRAINING, state):
-        losses.append(record.loss / float(np.log(2.0)))
-        if record.step % 500 == 0:
-            save_checkpoint(checkpoint, record.state, run)
-            scored = (
-                bits_per_byte(with_parameters(model, record.state.trained), held_out)
-                if record.step % 2000 == 0
-                else None
-            )
-            rows.append((record.step, float(np.mean(losses)), scored, time.perf_counter() - began))
-            print(*rows[-1], flush=True)
-            losses = []
         state = record.state
+        losses.append(record.loss / float(np.log(2.0)))
+        if state.step % 500 == 0:
+            due = state.step % 2000 == 0
+            held = bits_per_byte(with_parameters(model, state.trained), held_out) if due else None
+            rows.append((state.step, float(np.mean(losses)), held, time.perf_counter() - began))
+            print(*rows[-1], flush=True)
+            write_json(log, {"rows": rows})
+            save_checkpoint(checkpoint, state, run)
+            losses = []
     save_model(out / "model", with_parameters(model, state.trained), dtype=np.float16, overwrite=True)
     (out / "README.md").write_text(_readme(load_model(out / "model"), train, held_out, rows))
 
@@ -91,10 +92,8 @@ def scores(model: Transformer, train: Bytes, held_out: Bytes) -> dict[str, float
     }
 
 
-def _readme(
-    model: Transformer, train: Bytes, held_out: Bytes, rows: list[tuple[int, float, float | None, float]]
-) -> str:
-    scores = "\n".join(f"| {name} | {bits:.3f} |" for name, bits in scores(model, train, held_out).items())
+def _readme(model: Transformer, train: Bytes, held_out: Bytes, rows: list[Any]) -> str:
+    table = "\n".join(f"| {name} | {bits:.3f} |" for name, bits in scores(model, train, held_out).items())
     log = "\n".join(
         f"| {step:,} | {loss:.3f} | {'' if scored is None else f'{scored:.3f}'} | {seconds / 60:.1f} |"
         for step, loss, scored, seconds in rows
@@ -115,7 +114,7 @@ by `python -m lora_np.pretrained.make`; nothing here was typed by hand.
 
 | | bits per byte |
 | --- | --- |
-{scores}
+{table}
 
 The model reads the text in windows of {SIZES.context} bytes and forgets what was before; the 5-gram (interpolated
 Witten-Bell) was counted on the same training text; gzip sees the held-out text alone.
