@@ -16,9 +16,9 @@ $$\hat c = \frac{\langle \hat W - W_0,\ s\,BA\rangle}{\langle s\,BA,\ s\,BA\rang
 is 1 for a correct merge, 0 when nothing was merged, 2 when it was merged twice, √r or 1/√r when the scaling rule
 differs.
 
-**The whole model.** No useful bound is known for logits behind many layers, but rounding has a signature: when the
-adapter is merged and run in float64 instead of float32, a gap that is rounding shrinks by the ratio of the epsilons,
-2^29, and a gap that is a mistake stays.
+**The whole model.** No useful bound is known for logits behind many layers, so the gap is held against that of an
+honest merge, made here. And rounding has a signature: when that merge is made and run in float64 instead of float32,
+its gap shrinks by the ratio of the epsilons, 2^29; a gap that is a mistake would stay.
 """
 
 from __future__ import annotations
@@ -29,13 +29,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from .arrays import Array
+from .gradients import finite
 from .lora import LoraEmbedding, adapters, delta, merge, unadapted
 from .model import Transformer
 from .parameters import parameters, with_parameters
 
 SHRINKS = 2.0**-19  # a gap that is rounding shrinks by about 2^-29; a thousandfold margin for luck on either side
+ALIKE = 64.0  # two honest merges of one adapter differ in a few roundings an entry, so their gaps are of one size
 
 
 @dataclass(frozen=True)
@@ -58,14 +61,17 @@ class ArrayVerdict:
 class ModelGaps:
     """The largest differences between logits, over all positions and words."""
 
+    size: float  # of the adapted model's logits
     contrast: float  # adapted against base: that the adapter does something
-    gap32: float  # adapted against merged, as they are
-    gap64: float  # adapted against merged, both made and run in float64
+    gap32: float  # adapted against this merged model, as they are
+    own32: float  # adapted against what `merge` makes of it, in float32
+    gap64: float  # the same in float64
 
     @property
     def is_rounding(self) -> bool:
-        """Does the gap shrink with the precision, as rounding does?"""
-        return self.gap64 <= SHRINKS * max(self.gap32, float(np.finfo(np.float32).eps) * self.contrast)
+        """Is the gap like that of an honest merge, and does that one shrink with the precision, as rounding does?"""
+        honest = max(self.own32, float(np.finfo(np.float32).eps) * self.size)
+        return self.gap32 <= ALIKE * honest and self.gap64 <= SHRINKS * honest
 
 
 @dataclass(frozen=True)
@@ -92,9 +98,10 @@ class Certificate:
         return f"{wrong[0].name} is not W0 + s·BA: {_explained(wrong[0].factor)}"
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Plain values, for JSON; a figure that is not finite becomes None."""
         about = {"holds": self.holds, "diagnosis": self.diagnosis, "model": dataclasses.asdict(self.model)}
-        return {**about, "arrays": [{**dataclasses.asdict(a), "holds": a.holds} for a in self.arrays]}
+        arrays = [{**dataclasses.asdict(array), "holds": array.holds} for array in self.arrays]
+        return {**about, "arrays": [finite(array) for array in arrays]}
 
 
 def certify(adapted: Transformer, merged: Transformer, tokens: Array) -> Certificate:
@@ -144,11 +151,20 @@ def _verdict(name: str, adapted: bool, gap: Array, bound: Array, factor: float |
 
 
 def _gaps(adapted: Transformer, merged: Transformer, tokens: Array) -> ModelGaps:
-    base = unadapted(adapted)
-    contrast = float(abs(adapted(tokens) - base(tokens)).max())
-    gap32 = float(abs(adapted(tokens) - merged(tokens)).max())
-    wide = with_parameters(adapted, {name: _float64(array) for name, array in parameters(adapted).items()})
-    return ModelGaps(contrast, gap32, float(abs(wide(tokens) - merge(wide)(tokens)).max()))
+    def in_precision(dtype: npt.DTypeLike) -> Transformer:
+        return with_parameters(adapted, {name: array.astype(dtype) for name, array in parameters(adapted).items()})
+
+    def largest(one: Transformer, other: Transformer) -> float:
+        return float(abs(one(tokens) - other(tokens)).max())
+
+    narrow, wide = in_precision(np.float32), in_precision(np.float64)
+    return ModelGaps(
+        size=float(abs(adapted(tokens)).max()),
+        contrast=largest(adapted, unadapted(adapted)),
+        gap32=largest(adapted, merged),
+        own32=largest(narrow, merge(narrow)),
+        gap64=largest(wide, merge(wide)),
+    )
 
 
 def _explained(factor: float | None) -> str:

@@ -32,7 +32,8 @@ import numpy as np
 from . import operations as ops
 from . import textbook
 from .arrays import Array
-from .differentiation import value_and_grad
+from .devices import to_device, to_host
+from .differentiation import operation, value_and_grad
 from .lora import LoraConfig, adapt, adapters
 from .model import TransformerConfig, initialize
 from .parameters import Arrays, parameters, with_parameters
@@ -54,6 +55,7 @@ class Case:
     textbook: Callable[[Arrays], Any]
     point: Arrays
     size: float  # the sum of the absolute values of the terms of the loss, by which its rounding is judged
+    device: str = "cpu"  # where `hand` takes its arrays; the textbook's stay on the host
 
 
 @dataclass(frozen=True)
@@ -87,27 +89,38 @@ class Report:
         return bool(self.rows) and all(row.holds for row in self.rows)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return {"seed": self.seed, "holds": self.holds, "rows": [dataclasses.asdict(row) for row in self.rows]}
+        """Plain values, for JSON; a figure that is not finite becomes None."""
+        rows = [finite(dataclasses.asdict(row)) for row in self.rows]
+        return {"seed": self.seed, "holds": self.holds, "rows": rows}
 
 
-def gradcheck(seed: int = 0, watch: Callable[[list[Case]], Iterable[Case]] = iter) -> Report:
+def finite(values: dict[str, Any]) -> dict[str, Any]:
+    """The same dict with None for every number that JSON cannot hold."""
+    bad = [name for name, value in values.items() if isinstance(value, float) and not math.isfinite(value)]
+    return {**values, **dict.fromkeys(bad)}
+
+
+def gradcheck(seed: int = 0, watch: Callable[[list[Case]], Iterable[Case]] = iter, device: str = "cpu") -> Report:
     """Check every operation and every array of whole models, at random shapes and at a point where B ≠ 0.
 
-    watch  wraps the list of cases as they are gone through (a progress bar, say).
+    watch   wraps the list of cases as they are gone through (a progress bar, say);
+    device  "cpu" or "gpu": where the derivations and the difference quotients are computed, in float64.
     """
-    cases = list(all_cases(np.random.default_rng(seed)))
+    cases = list(all_cases(np.random.default_rng(seed), device))
     return Report(seed, tuple(row for case in watch(cases) for row in check(case)))
 
 
 def check(case: Case) -> list[Row]:
     """The verdict on each array of a case."""
-    _, hand = value_and_grad(case.hand)(case.point)
+    _, gradient = value_and_grad(case.hand)(to_device(case.point, case.device))
+    hand = to_device(gradient, "cpu")
     book = autograd.grad(case.textbook)(case.point)
     largest = max(float(abs(gradient).max()) for gradient in book.values())
     rows = []
     for name, array in case.point.items():
-        difference, error = difference_quotient(case.hand, case.point, name, case.size)
+        difference, error = difference_quotient(
+            lambda point: case.hand(to_device(point, case.device)), case.point, name, case.size
+        )
         rows.append(_row(case.name, name, array.shape, hand[name], book[name], difference, error, largest))
     return rows
 
@@ -151,15 +164,22 @@ def _row(
     return Row(case, name, shape, figures[0], figures[1], figures[2], figures[3], verdict)
 
 
-def all_cases(rng: np.random.Generator) -> Iterator[Case]:
+def all_cases(rng: np.random.Generator, device: str = "cpu") -> Iterator[Case]:
     """Every operation, then whole models."""
-    yield from operation_cases(rng)
-    yield adapted_case(rng)
-    yield full_case(rng, causal=True)
-    yield full_case(rng, causal=False)
+    yield from operation_cases(rng, device=device)
+    yield adapted_case(rng, device)
+    yield full_case(rng, causal=True, device=device)
+    yield full_case(rng, causal=False, device=device)
 
 
-def operation_cases(rng: np.random.Generator, operations: Any = ops) -> Iterator[Case]:
+# Σ y·c for a constant c, as an operation: the one of autograd.numpy would meet a device with an array of the host.
+projection = operation(
+    lambda y, constant, /, *, wanted: ((y * constant).sum(), constant),
+    lambda constant, dL, wanted: [dL * constant],
+)
+
+
+def operation_cases(rng: np.random.Generator, operations: Any = ops, device: str = "cpu") -> Iterator[Case]:
     """Each operation between random arguments of random shapes and a random projection to one number.
 
     operations  where the operations are looked up: `lora_np.operations`, or a stand-in with a planted fault.
@@ -171,23 +191,30 @@ def operation_cases(rng: np.random.Generator, operations: Any = ops) -> Iterator
     def normal(*shape: int) -> Array:
         return rng.standard_normal(shape)
 
+    def there(array: Array) -> Array:
+        return to_device(array, device)
+
     def projected(name: str, hand: Callable[..., Any], book: Callable[..., Any], **point: Array) -> Case:
-        to_number = normal(*hand(*point.values()).shape)
+        y = to_host(hand(*map(there, point.values())))
+        to_number = normal(*y.shape)
+        moved = there(to_number)
         return Case(
             name,
-            lambda p: (hand(*p.values()) * to_number).sum(),
+            lambda p: projection(hand(*p.values()), moved),
             lambda p: anp.sum(book(*p.values()) * to_number),
             point,
-            float(abs(hand(*point.values()) * to_number).sum()),
+            float(abs(y * to_number).sum()),
+            device,
         )
 
     x, W, b = normal(batch, seq, d_in), normal(d_out, d_in), normal(d_out)
     yield projected("linear", operations.linear, lambda x, W, b: anp.dot(x, W.T) + b, x=x, W=W, b=b)
 
     mask = (rng.random(x.shape) < 0.7) / 0.7
+    dropped = there(mask)
     yield projected(
         "lora_linear",
-        lambda x, W, b, A, B: operations.lora_linear(x, W, b, A, B, scaling, mask),
+        lambda x, W, b, A, B: operations.lora_linear(x, W, b, A, B, scaling, dropped),
         lambda x, W, b, A, B: anp.dot(x, W.T) + b + scaling * anp.dot(anp.dot(x * mask, A.T), B.T),
         x=x,
         W=W,
@@ -196,7 +223,8 @@ def operation_cases(rng: np.random.Generator, operations: Any = ops) -> Iterator
         B=normal(d_out, rank),
     )
     tokens = rng.integers(0, vocab - 1, (batch, seq + 3))  # some occur twice, the last one never
-    yield projected("embedding", lambda W: operations.embedding(tokens, W), lambda W: W[tokens], W=normal(vocab, d_in))
+    ids = there(tokens)
+    yield projected("embedding", lambda W: operations.embedding(ids, W), lambda W: W[tokens], W=normal(vocab, d_in))
     yield projected(
         "layer_norm",
         lambda x, gamma, beta: operations.layer_norm(x, gamma, beta, 1e-5),
@@ -216,9 +244,10 @@ def operation_cases(rng: np.random.Generator, operations: Any = ops) -> Iterator
         ("attention, padded", False, seen, np.broadcast_to(seen[:, None, None], (batch, 1, seq, keys))),
         ("attention, causal and padded", True, seen, later & seen[:, None, None]),
     ):
+        hidden = None if padding is None else there(padding)
         yield projected(
             name,
-            lambda q, k, v, causal=causal, padding=padding: operations.attention(q, k, v, heads, causal, padding),
+            lambda q, k, v, causal=causal, hidden=hidden: operations.attention(q, k, v, heads, causal, hidden),
             lambda q, k, v, visible=visible: textbook.attention(q, k, v, heads, visible),
             q=normal(batch, seq, d),
             k=normal(batch, keys, d),
@@ -226,29 +255,30 @@ def operation_cases(rng: np.random.Generator, operations: Any = ops) -> Iterator
         )
     targets, weights = rng.integers(0, vocab, (batch, seq)), rng.random((batch, seq)) * (rng.random((batch, seq)) < 0.8)
     weights[0, 0] = 1.0
-    logits = 3.0 * normal(batch, seq, vocab)
+    logits, labels = 3.0 * normal(batch, seq, vocab), (there(targets), there(weights))
     yield Case(
         "cross_entropy",
-        lambda p: operations.cross_entropy(p["logits"], targets, weights),
+        lambda p: operations.cross_entropy(p["logits"], *labels),
         lambda p: textbook.cross_entropy(p["logits"], targets, weights),
         {"logits": logits},
-        float(operations.cross_entropy(logits, targets, weights)),
+        float(operations.cross_entropy(there(logits), *labels)),
+        device,
     )
 
 
-def adapted_case(rng: np.random.Generator) -> Case:
+def adapted_case(rng: np.random.Generator, device: str = "cpu") -> Case:
     """A whole model with LoRA on every linear map and on the tied token table, its biases trained as well."""
     config = LoraConfig(
         rank=2, alpha=3.0, targets=("attention+mlp", "tokens"), bias="all", tied_head="tie", ranks={"mlp.up": 1}
     )
     model = adapt(_small_model(rng, causal=True), config, rng)
-    return _model_case("adapted model", model, config.trained, rng)
+    return _model_case("adapted model", model, config.trained, rng, device)
 
 
-def full_case(rng: np.random.Generator, *, causal: bool) -> Case:
+def full_case(rng: np.random.Generator, *, causal: bool, device: str = "cpu") -> Case:
     """A whole model with every array trained: causal, or bidirectional with padding and a head of its own."""
     name = "full model, " + ("causal" if causal else "bidirectional, padded")
-    return _model_case(name, _small_model(rng, causal), ("*",), rng)
+    return _model_case(name, _small_model(rng, causal), ("*",), rng, device)
 
 
 def _small_model(rng: np.random.Generator, causal: bool) -> Any:
@@ -258,7 +288,7 @@ def _small_model(rng: np.random.Generator, causal: bool) -> Any:
     return initialize(config, rng, np.float64)
 
 
-def _model_case(name: str, model: Any, select: tuple[str, ...], rng: np.random.Generator) -> Case:
+def _model_case(name: str, model: Any, select: tuple[str, ...], rng: np.random.Generator, device: str) -> Case:
     """The loss of a model moved to a random point, so that B ≠ 0 and no array is at its special start."""
     model = with_parameters(
         model, {name: array + 0.4 * rng.standard_normal(array.shape) for name, array in parameters(model).items()}
@@ -272,15 +302,17 @@ def _model_case(name: str, model: Any, select: tuple[str, ...], rng: np.random.G
     frozen = {_plain(path): array for path, array in parameters(model).items()}
     scaling = {path: module.scaling for path, module in adapters(model).items()}
 
+    node, ids, padding, *labels = to_device((model, tokens, mask, targets, weights), device)
+
     def hand(point: Arrays) -> Any:
-        return ops.cross_entropy(with_parameters(model, point)(tokens, mask), targets, weights)
+        return ops.cross_entropy(with_parameters(node, point)(ids, padding), *labels)
 
     def book(point: Arrays) -> Any:
         p = {**frozen, **{_plain(path): array for path, array in point.items()}}
         return textbook.loss(p, tokens, targets, weights, config.heads, scaling, config.causal, mask)
 
     point = parameters(model, *select)
-    return Case(name, hand, book, point, float(hand(point)))
+    return Case(name, hand, book, point, float(hand(to_device(point, device))), device)
 
 
 def _plain(path: str) -> str:

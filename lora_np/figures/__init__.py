@@ -1,8 +1,8 @@
 r"""Every picture, one function each: numbers in, a matplotlib `Figure` out.
 
-No pyplot, no window, no global state. Colours are those of Okabe and Ito (2008), which colour-blind readers can tell
-apart; every series also has its own marker and line style, so a print in grey can be read too. matplotlib is imported
-inside the functions: `import lora_np.figures` costs nothing.
+No pyplot, no window, and the caller's own style is left as it was. Colours are those of Okabe and Ito (2008), which
+colour-blind readers can tell apart; every series also has its own marker and line style, so a print in grey can be
+read too. matplotlib is imported inside the functions: `import lora_np.figures` costs nothing.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 2)))
 GREY = "#595959"  # what is drawn beside the data: 7:1 against white
 
-STYLE: dict[str, Any] = {
+STYLE: Any = {  # of matplotlib's settings; newer versions type their names one by one
     "font.family": "DejaVu Sans",  # comes with matplotlib, so a picture is the same everywhere
     "font.size": 10.0,
     "axes.spines.top": False,
+    "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
     "grid.color": "#e3e3e3",
@@ -49,13 +50,16 @@ def learning_curves(curves: Mapping[str, Curve], floor: float | None = None) -> 
     """
     if not curves or not all(len(curve) for curve in curves.values()):
         raise ValueError(f"learning curves need at least one point each, got {dict(curves)!r}")
+    from matplotlib.ticker import MaxNLocator
+
     with _figure(5.6, 3.9) as figure:
         axes = figure.add_subplot()
         for i, (label, curve) in enumerate(curves.items()):
             steps, bits = zip(*curve, strict=True)
             axes.plot(steps, bits, label=label, **_look(i))
         _floor(axes, floor)
-        _plain_log(axes.yaxis, [y for curve in curves.values() for _, y in curve] + _given(floor))
+        _from_zero(axes)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set(xlabel="optimizer step", ylabel="held-out loss (bits per byte)")
         _legend(figure, columns=3)
     return figure
@@ -69,7 +73,7 @@ def loss_against_rank(
     floor: float | None = None,
     intervals: Sequence[float] | None = None,
 ) -> Any:
-    r"""Held-out loss against the rank on the left axis, trained parameters on the right; both logarithmic.
+    r"""Held-out loss against the rank on the left axis, trained parameters on the right (logarithmic).
 
     ranks, held_out, trained  one value each per rank        base   the loss without an adapter
     intervals                 half width of an interval      floor  the loss no model can beat
@@ -88,8 +92,8 @@ def loss_against_rank(
         loss.set_xscale("log", base=2)
         loss.set_xticks(list(ranks), [str(rank) for rank in ranks])
         loss.minorticks_off()
-        _plain_log(loss.yaxis, [*held_out, *_given(base), *_given(floor)])
-        _plain_log(size.yaxis, list(trained))
+        _from_zero(loss)
+        _plain_log(size, trained)
         size.grid(False)
         size.spines["right"].set_visible(True)
         loss.set(xlabel="rank r", ylabel="held-out loss (bits per byte)")
@@ -174,21 +178,20 @@ def _floor(axes: Any, floor: float | None, where: str = "") -> None:
         axes.axhline(floor, color=GREY, linestyle=":", linewidth=1.3, label=f"floor of the task{where}")
 
 
-def _given(value: float | None) -> list[float]:
-    return [] if value is None else [value]
+def _from_zero(axes: Any) -> None:
+    """A loss axis that starts at zero, so that the height of a point is the loss and not a part of it."""
+    axes.set_ylim(bottom=0.0)
 
 
-def _plain_log(axis: Any, values: Sequence[float]) -> None:
-    """A logarithmic axis with plain numbers at 1, 2 and 5 times the powers of ten, and some room around the data."""
+def _plain_log(axes: Any, values: Sequence[float]) -> None:
+    """A logarithmic y axis with plain numbers at 1, 2 and 5 times the powers of ten, and some room around the data."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    axis.axes.set_yscale("log") if axis.axis_name == "y" else axis.axes.set_xscale("log")
-    wide = max(values) / min(values) > 200
-    axis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 100 else f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())
-    low, high = min(values) / 1.35, max(values) * 1.35
-    axis.axes.set_ylim(low, high) if axis.axis_name == "y" else axis.axes.set_xlim(low, high)
+    axes.set_yscale("log")
+    axes.set_ylim(min(values) / 1.5, max(values) * 1.5)
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _legend(figure: Any, columns: int) -> None:

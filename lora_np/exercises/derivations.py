@@ -1,0 +1,141 @@
+"""Tutorial 03, deriving the gradients: the line that bears a tag, which witness stands alone, and three derivations."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import autograd
+import autograd.numpy as anp
+import numpy as np
+
+from .. import operations
+from ..arrays import Array
+from ..differentiation import operation
+from ..gradients import Case, Row, check, operation_cases
+from . import unanswered
+
+CLOSE = 1e-8  # of the largest number compared: in float64 a right derivation is a million times closer
+BOTH = 13  # a seed at which W is square and the rank is 2, so that every mistake has room to show itself
+
+
+def tagged(function: Any, tag: str) -> str:
+    """The lines of a function that bear an equation's tag; raises ValueError when none does.
+
+    >>> print(tagged(operations.lora_linear.backward, "G1"))
+    "B": lambda: scaling * (G.T @ Z),  # (G1)
+    """
+    lines = [line.strip() for line in inspect.getsource(function).splitlines() if "#" in line]
+    found = [line for line in lines if f"({tag})" in line.split("#", 1)[1]]
+    if not found:
+        raise ValueError(f"no line of {function.__name__} bears the tag ({tag})")
+    return "\n".join(found)
+
+
+def planted(name: str, backward: Callable[..., Any], forward: Callable[..., Any] | None = None) -> Any:
+    """The operations of the library with one of them exchanged: the place where `operation_cases` looks them up."""
+    right = getattr(operations, name)
+    exchanged = operation(forward or right.forward, backward)
+    return SimpleNamespace(**{each: getattr(operations, each) for each in operations.__all__} | {name: exchanged})
+
+
+def case(name: str, operations: Any = operations, seed: int = BOTH) -> Case:
+    """The gradient-check case of one operation, at random shapes and B ≠ 0; raises ValueError for an unknown name."""
+    cases = {case.name: case for case in operation_cases(np.random.default_rng(seed), operations)}
+    if name not in cases:
+        raise ValueError(f"the cases are {', '.join(cases)}; got {name!r}")
+    return cases[name]
+
+
+def at_zero_B(case: Case) -> Case:
+    """The same case at the point where an adapter starts: B = 0."""
+    return replace(case, point={**case.point, "B": np.zeros_like(case.point["B"])})
+
+
+def alone(row: Row) -> str:
+    """The witness that two others contradict: "hand", "textbook", "all three disagree", or "none" when all agree."""
+    if row.holds:
+        return "none"
+    limit = max(row.uncertainty, 1e-10)
+    hand_book, hand_difference, book_difference = (
+        gap <= limit for gap in (row.hand_textbook, row.hand_difference, row.textbook_difference)
+    )
+    if book_difference and not hand_difference:
+        return "hand"
+    if hand_difference and not book_difference:
+        return "textbook"
+    return "difference" if hand_book else "all three disagree"
+
+
+def check_scaling_gradient(answer: Any) -> None:
+    """∂L/∂s of h = W0x + s·BAx, as a function (x, A, B, dy) -> one number."""
+    if unanswered(answer, "a function (x, A, B, dy) that gives ∂L/∂s, one number, for h = W0x + s·BAx"):
+        return
+    rng = np.random.default_rng(0)
+    x, A, B, dy = (rng.standard_normal(shape) for shape in ((5, 3), (2, 3), (4, 2), (5, 4)))
+    got = np.asarray(answer(x, A, B, dy))
+    branch = x @ A.T @ B.T
+    if got.shape:
+        hint = "s is one number, so every output entry pulls on it: add up all rows and columns"
+        raise AssertionError(f"∂L/∂s must be one number, got an array of shape {got.shape}: {hint}")
+    if _equal(got, branch.sum()):
+        raise AssertionError("that is the sum of ∂h/∂s alone; the chain rule multiplies each entry by its ∂L/∂h, dy")
+    right = _by_autograd(lambda s: anp.sum(dy * (s * branch)), np.array(1.7))
+    assert _equal(got, right), (
+        f"autograd says {float(right):.6g}, got {float(got):.6g}: h is linear in s with slope BAx, one slope an entry"
+    )
+    print("Right: the sum over all rows and outputs of dy ⊙ BAx, and autograd agrees.")
+
+
+def check_rms_norm_gradient(answer: Any) -> None:
+    """∂L/∂x of y = γ ⊙ x / σ, σ² = mean(x²) + ε, as a function (x, gamma, dy, eps) -> array."""
+    if unanswered(answer, "a function (x, gamma, dy, eps) that gives ∂L/∂x for y = γ ⊙ x / sqrt(mean(x²) + ε)"):
+        return
+    rng = np.random.default_rng(0)
+    x, gamma, dy, eps = rng.standard_normal((3, 6)) + 1.0, rng.standard_normal(6), rng.standard_normal((3, 6)), 1e-5
+    got = np.asarray(answer(x, gamma, dy, eps))
+    assert got.shape == x.shape, f"∂L/∂x has the shape of x, {x.shape}; got {got.shape}"
+    sigma = np.sqrt((x * x).mean(axis=-1, keepdims=True) + eps)
+    g, x_hat = dy * gamma, x / sigma
+    along = x_hat * (g * x_hat).mean(axis=-1, keepdims=True)
+    known = {
+        "γ is missing: the gradient at x̂ is γ ⊙ dy": (dy - x_hat * (dy * x_hat).mean(axis=-1, keepdims=True)) / sigma,
+        "σ depends on x too: moving along x̂ changes only σ, so that part must be taken out of g": g / sigma,
+        "the mean of g is taken out too: right for layer norm, but this one subtracts no mean": (
+            (g - g.mean(axis=-1, keepdims=True) - along) / sigma
+        ),
+        "the factor 1/σ is missing": g - along,
+        "the sign of the projection is wrong: it is taken out of g": (g + along) / sigma,
+    }
+    for hint, wrong in known.items():
+        assert not _equal(got, wrong), hint
+    right = _by_autograd(lambda x: anp.sum(dy * gamma * x / anp.sqrt(anp.mean(x * x, axis=-1, keepdims=True) + eps)), x)
+    gap = float(abs(got - right).max())
+    assert _equal(got, right), f"autograd differs by up to {gap:.3g}: start from (N3) and leave out what came from μ"
+    print("Right: (N4) without its first mean, and autograd agrees.")
+
+
+def check_hidden_fault(answer: Any) -> None:
+    """A wrong backward of `lora_linear` that a check at B = 0 does not notice."""
+    if unanswered(answer, "a wrong backward(saved, dy, wanted) of lora_linear that passes every check at B = 0"):
+        return
+    faulty = case("lora_linear", planted("lora_linear", answer))
+    at_start = [row.array for row in check(at_zero_B(faulty)) if not row.holds]
+    assert not at_start, (
+        f"at B = 0 the witnesses already disagree about {', '.join(at_start)}: "
+        "put the fault where everything is multiplied by B"
+    )
+    noticed = [row.array for row in check(faulty) if not row.holds]
+    assert noticed, "at B ≠ 0 it passes as well: so it is a right derivation, not a wrong one"
+    print(f"Right: nothing is noticed at B = 0, and at B ≠ 0 {', '.join(noticed)} is caught.")
+
+
+def _by_autograd(loss: Callable[[Any], Any], at: Array) -> Array:
+    return np.asarray(autograd.grad(loss)(at))
+
+
+def _equal(one: Array, other: Array) -> bool:
+    return bool(abs(one - other).max() <= CLOSE * abs(other).max())

@@ -1,0 +1,569 @@
+"""The laws of `gradients`: three witnesses agree on what is right, and each planted fault makes them disagree."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any
+
+import autograd.numpy as anp
+import numpy as np
+import pytest
+from builders import model
+
+from lora_np import operations
+from lora_np.differentiation import operation
+from lora_np.gradients import (
+    STEP,
+    Case,
+    Report,
+    Row,
+    adapted_case,
+    all_cases,
+    check,
+    difference_quotient,
+    full_case,
+    gradcheck,
+    operation_cases,
+)
+from lora_np.lora import LoraEmbedding, LoraLinear
+from lora_np.model import Attention, Block, Transformer
+from lora_np.parameters import parameters
+
+# At this seed W is square (4, 4), the rank is 2, and there are 4 · 4 rows and 2 heads: every fault below can be made.
+# At the other it is (3, 2).
+SQUARE, OBLONG = 13, 9
+SECONDS = 20.0  # the promise; measured: 5 on one core
+
+# What is differentiated by nobody: integers, settings, masks.
+SETTINGS = {"tokens", "targets", "weights", "heads", "causal", "mask", "scaling", "eps", "wanted"}
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def row_of(case: Case, array: str) -> Row:
+    return next(row for row in check(case) if row.array == array)
+
+
+# ------------------------------------------------------------------------------------------- what is right holds
+
+
+@pytest.fixture(scope="module")
+def timed() -> tuple[Report, float]:
+    began = time.perf_counter()
+    return gradcheck(0), time.perf_counter() - began
+
+
+@pytest.mark.parametrize("seed", [1, 2, 7])
+def test_every_gradient_holds_whatever_the_seed(seed: int) -> None:
+    report = gradcheck(seed)
+    assert [(row.case, row.array, row.verdict) for row in report.rows if not row.holds] == []
+    assert report.holds
+    assert report.seed == seed
+
+
+def test_the_whole_check_takes_less_than_twenty_seconds(timed: tuple[Report, float]) -> None:
+    assert timed[0].holds
+    assert timed[1] < SECONDS
+
+
+def test_only_the_gradient_of_a_keys_bias_vanishes_identically(timed: tuple[Report, float]) -> None:
+    verdicts = {(row.case, row.array): row.verdict for row in timed[0].rows}
+    is_key_bias = {name: ".key." in name[1] and name[1].endswith(".b") for name in verdicts}
+    assert sum(is_key_bias.values()) == 6  # two layers of three models
+    assert {name for name, verdict in verdicts.items() if verdict == "zero"} == {
+        n for n, is_ in is_key_bias.items() if is_
+    }
+
+
+def test_the_same_seed_gives_the_same_report_and_another_another_shape() -> None:
+    one, same, other = (check(next(operation_cases(rng(seed)))) for seed in (0, 0, 1))
+    assert one == same
+    assert [row.shape for row in one] != [row.shape for row in other]
+
+
+def test_a_watcher_sees_every_case_and_a_report_of_none_does_not_hold() -> None:
+    seen: list[str] = []
+
+    def watch(cases: list[Case]) -> Iterable[Case]:
+        seen.extend(case.name for case in cases)
+        return []
+
+    assert not gradcheck(0, watch).holds
+    assert seen == [case.name for case in all_cases(rng())]
+
+
+# -------------------------------------------------------------------------------------------------- what is covered
+
+
+def assert_every_operation_has_a_case(exported: Iterable[str]) -> None:
+    assert {case.name.split(",")[0] for case in operation_cases(rng())} == set(exported)
+
+
+def test_every_exported_operation_has_a_case_and_one_without_would_be_found() -> None:
+    assert_every_operation_has_a_case(operations.__all__)
+    with pytest.raises(AssertionError):
+        assert_every_operation_has_a_case([*operations.__all__, "rotary"])
+
+
+def test_every_argument_that_can_be_differentiated_is_checked() -> None:
+    for case in operation_cases(rng()):
+        forward = getattr(operations, case.name.split(",")[0]).forward
+        assert set(case.point) == set(inspect.signature(forward).parameters) - SETTINGS, case.name
+
+
+def test_every_trained_array_of_the_adapted_model_is_checked(timed: tuple[Report, float]) -> None:
+    maps = [f"attention.{name}" for name in ("query", "key", "value", "output")] + ["mlp.up", "mlp.down"]
+    adapted = {f"blocks.{i}.{name}.{part}" for i in (0, 1) for name in maps for part in ("A", "B", "base.b")}
+    shifts = {f"blocks.{i}.{name}.beta" for i in (0, 1) for name in ("attention_norm", "mlp_norm")}
+    expected = adapted | shifts | {"norm.beta", "tokens.A", "tokens.B"}
+    assert {row.array for row in timed[0].rows if row.case == "adapted model"} == expected
+
+
+def test_every_array_of_the_full_models_is_checked(timed: tuple[Report, float]) -> None:
+    for case, tied in (("full model, causal", True), ("full model, bidirectional, padded", False)):
+        assert {row.array for row in timed[0].rows if row.case == case} == set(parameters(model(tied=tied)))
+
+
+def test_B_is_not_zero_where_the_adapted_model_is_checked() -> None:
+    point = adapted_case(rng()).point
+    assert all(abs(array).min() > 0 for name, array in point.items() if name.endswith(".B"))
+
+
+# --------------------------------------------------------------------------------------------------- planted faults
+
+
+Gradients = dict[str, Any]
+Change = Callable[[Gradients, Any, Any], Gradients]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One operation with a mistake in it, the case that must notice, and the arrays whose verdict must change."""
+
+    case: str
+    arrays: str
+    operation: Any
+
+    def planted(self, seed: int) -> Case:
+        right = {name: getattr(operations, name) for name in operations.__all__}
+        stand_in = SimpleNamespace(**right | {self.case.split(",")[0]: self.operation})
+        return next(case for case in operation_cases(rng(seed), stand_in) if case.name == self.case)
+
+
+def backward_fault(case: str, arrays: str, change: Change) -> Fault:
+    """`change(right gradients, saved, dy)` gives the wrong ones; forward stays as it is."""
+    right = getattr(operations, case.split(",")[0])
+
+    def backward(saved: Any, dy: Any, wanted: tuple[str, ...]) -> list[Any]:
+        gradients = dict(zip(wanted, right.backward(saved, dy, wanted), strict=True))
+        return list({**gradients, **change(gradients, saved, dy)}.values())
+
+    return Fault(case, arrays, operation(right.forward, backward))
+
+
+def saved_fault(case: str, arrays: str, change: Callable[[tuple[Any, ...]], tuple[Any, ...]]) -> Fault:
+    """Backward works on `change(saved)`; forward stays as it is."""
+    right = getattr(operations, case.split(",")[0])
+    return Fault(case, arrays, operation(right.forward, lambda s, dy, wanted: right.backward(change(s), dy, wanted)))
+
+
+def only_backward(wrong: Any, right: Any) -> Any:
+    """The output of the right operation with the gradients of the wrong one."""
+
+    def forward(*arguments: Any, wanted: tuple[str, ...]) -> tuple[Any, Any]:
+        return right.forward(*arguments, wanted=wanted)[0], wrong.forward(*arguments, wanted=wanted)[1]
+
+    forward.__signature__ = inspect.signature(right.forward)  # type: ignore[attr-defined]
+    return operation(forward, wrong.backward)
+
+
+def scaled(name: str, factor_of: Callable[[Any], float]) -> Change:
+    return lambda g, saved, dy: {name: g[name] * factor_of(saved)}
+
+
+def rows(x: Any) -> Any:
+    return x.reshape(-1, x.shape[-1])
+
+
+def by_head(x: Any, heads: int) -> Any:
+    return x.reshape(*x.shape[:2], heads, -1)
+
+
+def without_correction(g: Gradients, saved: Any, dy: Any) -> Gradients:
+    """∂L/∂s = p·(g·v): the term − p·(g·o) is missing, so what it contributes to q and k is added back."""
+    q, k, _, o, _, heads, causal, mask = saved
+    along = (by_head(dy, heads) * by_head(o, heads)).sum(-1, keepdims=True) / math.sqrt(q.shape[-1] // heads)
+    key_seen = operations.attention(q, k, k, heads, causal, mask)  # Σ p k, for each query
+    dq = (along * by_head(key_seen, heads)).reshape(q.shape)
+    dk = operations.attention.backward(saved, (along * by_head(q, heads)).reshape(q.shape), ("v",))[0]  # Σ p (·)
+    return {"q": g["q"] + dq, "k": g["k"] + dk}
+
+
+def one_key_too_few(q: Any, k: Any, v: Any, heads: int, causal: bool, mask: Any, /, *, wanted: Any) -> Any:
+    """A causal mask off by one: query i sees keys j < i + (keys − queries)."""
+    seen = None if mask is None else mask[:, :-1]
+    return operations.attention.forward(q, k[:, :-1], v[:, :-1], heads, causal, seen, wanted=wanted)
+
+
+def one_key_too_few_backward(saved: Any, dy: Any, wanted: tuple[str, ...]) -> list[Any]:
+    """The gradient of just that: the key that is never seen has none."""
+    q, k, v = operations.attention.backward(saved, dy, ("q", "k", "v"))
+    return [q, *(np.pad(x, ((0, 0), (0, 1), (0, 0))) for x in (k, v))]
+
+
+def straight_heads(q: Any, k: Any, v: Any, heads: int, causal: bool, mask: Any, /, *, wanted: Any) -> Any:
+    """Heads cut by a reshape alone, without swapping the axes: positions and columns are mixed."""
+    batch = len(q)
+    pieces = (x.reshape(batch * heads, x.shape[1], -1) for x in (q, k, v))
+    o, saved = operations.attention.forward(*pieces, 1, causal, mask, wanted=wanted)
+    return o.reshape(q.shape), (saved, batch)
+
+
+def straight_heads_backward(saved: Any, dy: Any, wanted: tuple[str, ...]) -> list[Any]:
+    pieces, batch = saved
+    gradients = operations.attention.backward(pieces, dy.reshape(pieces[0].shape), wanted)
+    return [x.reshape(batch, x.shape[1], -1) for x in gradients]
+
+
+def last_of_each_token(g: Gradients, saved: Any, dy: Any) -> Gradients:
+    dW = np.zeros(saved[1])
+    dW[saved[0]] += dy
+    return {"W": dW}
+
+
+def gelu_keeping_x(x: Any, /, *, wanted: Any) -> Any:
+    return operations.gelu.forward(x, wanted=())[0], x
+
+
+def erf_slope(x: Any, dy: Any, wanted: Any) -> list[Any]:
+    """The derivative of x Φ(x), of which the tanh form is an approximation."""
+    cumulative = 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+    return [dy * (cumulative + x * np.exp(-x * x / 2) / math.sqrt(2 * math.pi))]
+
+
+def first_term_of_the_slope(x: Any, dy: Any, wanted: Any) -> list[Any]:
+    """(A2) without its second term."""
+    return [dy * 0.5 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))]
+
+
+def unweighted(logits: Any, targets: Any, weights: Any, /, *, wanted: Any) -> Any:
+    return operations.cross_entropy.forward(logits, targets, np.ones_like(weights), wanted=wanted)
+
+
+def averaged(logits: Any, targets: Any, weights: Any, /, *, wanted: Any) -> Any:
+    return operations.cross_entropy.forward(logits, targets, weights / weights.size, wanted=wanted)
+
+
+def one_entry_off_by_1e_8(name: str) -> Change:
+    def change(g: Gradients, saved: Any, dy: Any) -> Gradients:
+        wrong = g[name].copy()
+        wrong.flat[abs(wrong).argmax()] *= 1 + 1e-8
+        return {name: wrong}
+
+    return change
+
+
+wrong_mask = operation(one_key_too_few, one_key_too_few_backward)
+wrong_heads = operation(straight_heads, straight_heads_backward)
+
+# Here forward and backward belong together, so the difference quotient agrees: only the textbook knows better.
+CONSISTENT = {
+    "a mask off by one": Fault("attention, causal", "qkv", wrong_mask),
+    "a mask off by one beside padding": Fault("attention, causal and padded", "qkv", wrong_mask),
+    "heads cut without swapping axes": Fault("attention, causal", "qkv", wrong_heads),
+    "weights ignored in the loss": Fault(
+        "cross_entropy", "logits", operation(unweighted, operations.cross_entropy.backward)
+    ),
+    "a mean in place of the sum": Fault(
+        "cross_entropy", "logits", operation(averaged, operations.cross_entropy.backward)
+    ),
+}
+
+# Here only backward is wrong, and both other witnesses say so.
+BACKWARD = {
+    "a lost scaling in dA": backward_fault("lora_linear", "A", scaled("A", lambda saved: 1 / saved[5])),
+    "a lost scaling in dB": backward_fault("lora_linear", "B", scaled("B", lambda saved: 1 / saved[5])),
+    "a lost scaling in dx": backward_fault(
+        "lora_linear",
+        "x",
+        lambda g, s, dy: {"x": (rows(dy) @ s[1] + (rows(dy) @ s[3]) @ s[2] * rows(s[6])).reshape(s[7])},
+    ),
+    "the low-rank branch missing in dx": backward_fault("lora_linear", "x", lambda g, s, dy: {"x": dy @ s[1]}),
+    "the gradients of A and B swapped": backward_fault(
+        "lora_linear", "AB", lambda g, s, dy: {"A": g["B"].T, "B": g["A"].T}
+    ),
+    "a dropout mask ignored in dA": backward_fault(
+        "lora_linear", "A", lambda g, s, dy: {"A": s[5] * (rows(dy) @ s[3]).T @ rows(s[0])}
+    ),
+    "a dropout mask ignored in dx": backward_fault(
+        "lora_linear", "x", lambda g, s, dy: {"x": dy @ s[1] + s[5] * (dy @ s[3]) @ s[2]}
+    ),
+    "a sign": backward_fault("linear", "x", scaled("x", lambda saved: -1.0)),
+    "a transposed gradient of W": backward_fault("linear", "W", lambda g, s, dy: {"W": g["W"].T}),
+    "a gradient of b that is one row's": backward_fault("linear", "b", lambda g, s, dy: {"b": rows(dy)[0]}),
+    "a gradient of b of all rows, not summed": backward_fault("linear", "b", lambda g, s, dy: {"b": rows(dy)}),
+    "a gradient of b that is the rows' mean": backward_fault("linear", "b", lambda g, s, dy: {"b": rows(dy).mean(0)}),
+    "one entry off by 1e-8": backward_fault("linear", "W", one_entry_off_by_1e_8("W")),
+    "repeated tokens counted once": backward_fault("embedding", "W", last_of_each_token),
+    "a layer norm without the mean of g": backward_fault(
+        "layer_norm",
+        "x",
+        lambda g, s, dy: {"x": g["x"] + ((rows(dy) * s[2]).mean(-1, keepdims=True) * s[1]).reshape(*dy.shape[:-1], 1)},
+    ),
+    "a layer norm without the projection on x": backward_fault(
+        "layer_norm",
+        "x",
+        lambda g, s, dy: {
+            "x": g["x"] + (s[0] * s[1] * (rows(dy) * s[2] * s[0]).mean(-1, keepdims=True)).reshape(dy.shape)
+        },
+    ),
+    "gamma forgotten in dx": saved_fault("layer_norm", "x", lambda s: (s[0], s[1], np.ones_like(s[2]))),
+    "a gamma that is not summed over rows": backward_fault(
+        "layer_norm", "gamma", lambda g, s, dy: {"gamma": rows(dy)[0] * s[0][0]}
+    ),
+    "the slope of the erf form of gelu": Fault("gelu", "x", operation(gelu_keeping_x, erf_slope)),
+    "a slope of gelu without its second term": Fault("gelu", "x", operation(gelu_keeping_x, first_term_of_the_slope)),
+    "a softmax without the correction term": backward_fault("attention, causal", "qk", without_correction),
+    "1/√d_head forgotten in dq": backward_fault(
+        "attention, padded", "q", scaled("q", lambda s: math.sqrt(s[0].shape[-1] // s[5]))
+    ),
+    "keys and queries exchanged in dk": backward_fault(
+        "attention, causal",
+        "k",
+        lambda g, s, dy: {"k": np.pad(g["q"], ((0, 0), (0, s[1].shape[1] - s[0].shape[1]), (0, 0)))},
+    ),
+    "a padding mask ignored backwards": saved_fault("attention, padded", "qkv", lambda s: (*s[:7], None)),
+    "a mask off by one, backwards only": Fault(
+        "attention, causal", "qkv", only_backward(wrong_mask, operations.attention)
+    ),
+    "heads cut without swapping axes, backwards only": Fault(
+        "attention, causal", "qkv", only_backward(wrong_heads, operations.attention)
+    ),
+    "weights ignored backwards": saved_fault(
+        "cross_entropy", "logits", lambda s: (s[0], s[1], np.full_like(s[2], s[2].mean()), s[3])
+    ),
+    "a target not subtracted": backward_fault(
+        "cross_entropy", "logits", lambda g, s, dy: {"logits": (dy * s[2][:, None] * s[0]).reshape(s[3])}
+    ),
+    "a mean in place of the sum, backwards only": backward_fault(
+        "cross_entropy", "logits", scaled("logits", lambda s: 1 / s[2].size)
+    ),
+}
+FAULTS = CONSISTENT | BACKWARD
+
+
+def named(fault: Fault, case: Case) -> set[str]:
+    return {fault.arrays} if fault.arrays in case.point else set(fault.arrays)
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_the_check_catches(name: str) -> None:
+    fault = FAULTS[name]
+    right = next(case for case in operation_cases(rng(SQUARE)) if case.name == fault.case)
+    assert all(row.verdict == "equal" for row in check(right))  # contrast
+    found = {row.array for row in check(fault.planted(SQUARE)) if row.verdict == "different"}
+    assert found == named(fault, right)
+
+
+@pytest.mark.parametrize("name", CONSISTENT)
+def test_of_a_wrong_equation_with_its_right_gradient_only_the_textbook_knows(name: str) -> None:
+    for row in check(CONSISTENT[name].planted(SQUARE)):
+        assert row.hand_difference <= row.uncertainty < 1e-6
+        assert min(row.hand_textbook, row.textbook_difference) > 0.1  # measured: at least 0.3
+
+
+def test_a_gradient_that_is_transposed_where_W_is_not_square_is_different() -> None:
+    case = BACKWARD["a transposed gradient of W"].planted(OBLONG)
+    assert len(set(case.point["W"].shape)) == 2
+    assert row_of(case, "W").verdict == "different"
+
+
+def test_a_gradient_that_is_not_finite_is_different() -> None:
+    for wrong in (math.nan, math.inf):
+        case = backward_fault("gelu", "x", scaled("x", lambda saved, wrong=wrong: wrong)).planted(SQUARE)
+        assert row_of(case, "x").verdict == "different"
+
+
+def test_at_B_zero_a_fault_in_the_gradient_of_A_would_go_unnoticed() -> None:
+    """dA = s (GB)ᵀx is zero there whatever its factor: the reason why the check stands at B ≠ 0."""
+    case = BACKWARD["a lost scaling in dA"].planted(SQUARE)
+    at_zero = replace(case, point={**case.point, "B": 0.0 * case.point["B"]})
+    assert row_of(case, "A").verdict == "different"
+    assert row_of(at_zero, "A").verdict == "zero"
+    assert all(row.holds for row in check(at_zero))
+
+
+# --------------------------------------------------------------------------------- faults in how a model is composed
+
+
+def scaled_by(factor: float) -> Callable[..., Any]:
+    right = LoraLinear.__call__
+    return lambda module, x: right(replace(module, scaling=factor * module.scaling), x)
+
+
+def without_residual(block: Block, h: Any, mask: Any = None, cache: Any = None) -> Any:
+    attended = h + block.attention(block.attention_norm(h), mask, cache)
+    return block.mlp(block.mlp_norm(attended))
+
+
+def post_norm(block: Block, h: Any, mask: Any = None, cache: Any = None) -> Any:
+    attended = block.attention_norm(h + block.attention(h, mask, cache))
+    return block.mlp_norm(attended + block.mlp(attended))
+
+
+def seeing_the_future(layer: Attention, x: Any, mask: Any = None, cache: Any = None) -> Any:
+    q, k, v = layer.query(x), layer.key(x), layer.value(x)
+    return layer.output(operations.attention(q, k, v, layer.heads, False, mask))
+
+
+def exchanged(layer: Attention, x: Any, mask: Any = None, cache: Any = None) -> Any:
+    q, k, v = layer.query(x), layer.key(x), layer.value(x)
+    return layer.output(operations.attention(k, q, v, layer.heads, layer.causal, mask))
+
+
+def padding_seen(model: Transformer, tokens: Any, mask: Any = None, caches: Any = None) -> Any:
+    h = model.hidden(tokens)
+    return model.tokens.logits(h) if model.head is None else model.head(h)
+
+
+MODEL_FAULTS: dict[str, tuple[Any, str, Callable[..., Any], str]] = {
+    "a scaling lost in the model": (LoraLinear, "__call__", scaled_by(2.0), "blocks.1.mlp.down.B"),
+    "a scaling off by a millionth": (LoraLinear, "__call__", scaled_by(1 + 1e-6), "blocks.0.attention.query.A"),
+    "a low-rank branch that is left out": (LoraLinear, "__call__", lambda m, x: m.base(x), "blocks.0.mlp.up.A"),
+    "a head of the old token table": (LoraEmbedding, "logits", lambda m, h: m.base.logits(h), "tokens.B"),
+    "a dropped residual": (Block, "__call__", without_residual, "blocks.0.attention.value.B"),
+    "a norm after the sum": (Block, "__call__", post_norm, "blocks.0.attention.value.A"),
+    "a query that sees the future": (Attention, "__call__", seeing_the_future, "blocks.1.attention.key.A"),
+    "queries and keys exchanged": (Attention, "__call__", exchanged, "blocks.1.attention.query.B"),
+}
+
+
+@pytest.mark.parametrize("name", MODEL_FAULTS)
+def test_the_check_of_an_adapted_model_catches(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    where, method, wrong, array = MODEL_FAULTS[name]
+    whole = adapted_case(rng(SQUARE))
+    case = replace(whole, point={name: whole.point[name] for name in (array, "norm.beta")})
+    assert row_of(case, array).verdict == "equal"
+    monkeypatch.setattr(where, method, wrong)
+    assert row_of(case, array).verdict == "different"
+
+
+def test_the_check_of_a_bidirectional_model_catches_padding_that_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = full_case(rng(SQUARE), causal=False)
+    case = replace(whole, point={"norm.gamma": whole.point["norm.gamma"]})
+    assert row_of(case, "norm.gamma").verdict == "equal"
+    monkeypatch.setattr(Transformer, "__call__", padding_seen)
+    assert row_of(case, "norm.gamma").verdict == "different"
+
+
+# ------------------------------------------------------------------------------------------------- the third witness
+
+
+KNOWN: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any], Callable[[Any], Any]]] = {
+    "a quadratic": (lambda x: x * x - 3 * x, lambda x: 2 * x - 3, lambda x: x * x + 3 * abs(x)),
+    "x to the seventh": (lambda x: x**7, lambda x: 7 * x**6, lambda x: abs(x) ** 7),
+    "exp": (np.exp, np.exp, np.exp),
+    "sin of 30 x": (lambda x: np.sin(30 * x), lambda x: 30 * np.cos(30 * x), lambda x: 1.0 + 0 * x),
+}
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_the_difference_quotient_is_within_its_own_error_of_a_known_derivative(name: str) -> None:
+    f, slope, size = KNOWN[name]
+    x = rng().uniform(-2, 2, (5, 4))
+    Q, e = difference_quotient(lambda p: f(p["x"]).sum(), {"x": x}, "x", float(size(x).sum()))
+    assert Q.shape == e.shape == x.shape
+    assert (abs(Q - slope(x)) <= e).all()
+    assert e.max() < 1e-7 * abs(slope(x)).max()  # and that says something: measured at most 1.5e-9, at sin of 30 x
+    assert (abs(Q - 1.0001 * slope(x)) > e).any()  # a derivative off by a ten-thousandth is not within it
+
+
+def test_the_difference_quotient_moves_one_entry_of_one_array() -> None:
+    x, y = rng().standard_normal((2, 3)), rng(1).standard_normal((3, 2))
+    before = x.copy()
+    Q, e = difference_quotient(lambda p: (p["x"] @ p["y"]).sum(), {"x": x, "y": y}, "x", 20.0)
+    assert (abs(Q - y.sum(axis=1)) <= e).all()
+    assert np.array_equal(x, before)
+
+
+# ------------------------------------------------------------------------------------------------------- the verdicts
+
+
+def plain_case(f: Callable[[Any], Any], x: float, size: float = 1.0) -> Case:
+    """One number in, one out, both witnesses the same function."""
+    return Case("plain", lambda p: anp.sum(f(p["x"])), lambda p: anp.sum(f(p["x"])), {"x": np.array([x])}, size)
+
+
+def test_a_smooth_function_is_equal() -> None:
+    assert row_of(plain_case(anp.sin, 0.5), "x").verdict == "equal"
+
+
+def test_of_a_function_too_rough_for_the_step_nothing_can_be_said() -> None:
+    """At sin(x/h) the quotient of step h is off by a sixth: its third derivative is h⁻³."""
+    row = row_of(plain_case(lambda x: anp.sin(x / STEP), 0.0), "x")
+    assert row.hand_textbook == 0.0
+    assert row.verdict == "cannot be said"
+    assert not Report(0, (row,)).holds
+
+
+def test_of_a_function_whose_rounding_drowns_its_slope_nothing_can_be_said() -> None:
+    row = row_of(plain_case(lambda x: anp.sin(x) + 1e6, 0.5, size=1e6), "x")
+    assert row.verdict == "cannot be said"
+
+
+def test_a_slope_that_the_error_of_the_quotient_hides_is_not_called_zero() -> None:
+    """sin(x/h) − x/h + x/10 has the slope 1/10 at 0, and an e of about 20."""
+    row = row_of(plain_case(lambda x: anp.sin(x / STEP) - x / STEP + 0.1 * x, 0.0), "x")
+    assert row.hand_textbook == 0.0
+    assert row.uncertainty > 1.0
+    assert row.verdict == "cannot be said"
+
+
+def test_a_gradient_that_vanishes_identically_is_zero_beside_one_that_does_not() -> None:
+    def f(p: Any) -> Any:
+        return anp.sum(anp.sin(p["x"]) * p["y"] - p["y"] * anp.sin(p["x"])) + anp.sum(p["y"] ** 2)
+
+    case = Case("plain", f, f, {"x": np.array([0.3, 0.4]), "y": np.array([1.0, 2.0])}, 10.0)
+    assert {row.array: row.verdict for row in check(case)} == {"x": "zero", "y": "equal"}
+
+
+def test_two_witnesses_that_disagree_where_the_gradient_is_nearly_zero_are_different() -> None:
+    """1e-9 is little, and yet more than 1e-10 of the other array's gradient."""
+
+    def book(p: Any) -> Any:
+        return anp.sum(p["x"] ** 2)
+
+    case = Case("plain", lambda p: book(p) + 1e-9 * anp.sum(p["y"]), lambda p: book(p) + 0 * anp.sum(p["y"]), {}, 1.0)
+    case = replace(case, point={"x": np.array([1.0]), "y": np.array([1.0])})
+    assert {row.array: row.verdict for row in check(case)} == {"x": "equal", "y": "different"}
+
+
+# --------------------------------------------------------------------------------------------------------- the report
+
+
+def test_a_report_is_json(timed: tuple[Report, float]) -> None:
+    plain = timed[0].as_dict()
+    read = json.loads(json.dumps(plain, allow_nan=False))
+    assert (read["seed"], read["holds"], len(read["rows"])) == (0, True, len(timed[0].rows))
+    assert read["rows"][0] == {**plain["rows"][0], "shape": list(timed[0].rows[0].shape)}
+
+
+def test_a_report_of_a_gradient_that_is_not_finite_is_json_as_well() -> None:
+    case = backward_fault("gelu", "x", scaled("x", lambda saved: math.nan)).planted(SQUARE)
+    plain = Report(0, tuple(check(case))).as_dict()
+    assert not json.loads(json.dumps(plain, allow_nan=False))["holds"]
+
+
+def test_one_row_that_does_not_hold_is_a_report_that_does_not() -> None:
+    equal = row_of(plain_case(anp.sin, 0.5), "x")
+    assert Report(0, (equal,)).holds
+    for verdict in ("different", "cannot be said"):
+        assert not Report(0, (equal, replace(equal, verdict=verdict))).holds

@@ -1,0 +1,166 @@
+"""The laws of `threads`: results in order, errors not swallowed, one matrix thread inside, and a number that is one."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
+
+from lora_np.threads import MOST, VARIABLE, thread_map, worker_count
+
+# How long two threads wait for each other; they meet at once, unless there is only one of them.
+PATIENCE = 20.0
+
+
+def blas_threads(_: Any = None) -> set[int]:
+    return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
+
+
+# ------------------------------------------------------------------------------------------------------- the map
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_results_stand_in_the_order_of_the_items_whoever_is_first(workers: int) -> None:
+    finished: list[int] = []
+
+    def slow_first(i: int) -> int:
+        time.sleep(0.05 if i == 0 else 0.0)
+        finished.append(i)
+        return i * i
+
+    with thread_map(workers) as run:
+        assert run(slow_first, range(6)) == [0, 1, 4, 9, 16, 25]
+    assert sorted(finished) == list(range(6))
+    assert (finished == list(range(6))) == (workers == 1)
+
+
+def test_two_workers_are_at_work_at_once() -> None:
+    meeting = threading.Barrier(2, timeout=PATIENCE)
+    with thread_map(2) as run:
+        assert sorted(run(lambda _: meeting.wait(), [0, 1])) == [0, 1]
+
+
+def test_one_worker_or_one_item_is_worked_on_by_the_caller() -> None:
+    me = threading.get_ident()
+    for workers, items in ((1, 3), (4, 1)):
+        with thread_map(workers) as run:
+            assert run(lambda _: threading.get_ident(), range(items)) == [me] * items
+    with thread_map(2) as run:
+        assert me not in run(lambda _: threading.get_ident(), range(3))  # contrast
+
+
+def test_no_more_threads_than_workers_are_used() -> None:
+    with thread_map(3) as run:
+        used = {thread for _ in range(5) for thread in run(lambda _: threading.get_ident(), range(40))}
+    assert 1 <= len(used) <= 3
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_no_items_have_no_results(workers: int) -> None:
+    with thread_map(workers) as run:
+        assert run(abs, []) == []
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_an_exception_reaches_the_caller_and_the_map_can_be_used_again(workers: int) -> None:
+    def refuses_two(i: int) -> int:
+        if i == 2:
+            raise KeyError("two is not served")
+        return i
+
+    with thread_map(workers) as run:
+        with pytest.raises(KeyError, match="two is not served"):
+            run(refuses_two, range(5))
+        assert run(refuses_two, [0, 1, 3]) == [0, 1, 3]
+
+
+def test_no_thread_is_left_behind() -> None:
+    before = threading.active_count()
+    with thread_map(4) as run:
+        run(lambda _: time.sleep(0.01), range(8))
+        assert threading.active_count() > before
+    assert threading.active_count() == before
+
+
+# --------------------------------------------------------------------------------------------- the matrix library
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_inside_the_matrix_library_uses_one_thread_and_afterwards_what_it_did(workers: int) -> None:
+    with threadpool_limits(limits=2, user_api="blas"):
+        assert blas_threads() == {2}  # contrast
+        with thread_map(workers) as run:
+            assert blas_threads() == {1}
+            assert run(blas_threads, range(4)) == [{1}] * 4
+        assert blas_threads() == {2}
+
+
+def test_an_exception_inside_restores_the_matrix_library() -> None:
+    with threadpool_limits(limits=2, user_api="blas"):
+        with pytest.raises(RuntimeError, match="stopped"), thread_map(2):
+            raise RuntimeError("stopped")
+        assert blas_threads() == {2}
+
+
+def test_a_product_has_the_same_bits_on_any_number_of_workers() -> None:
+    factors = [np.random.default_rng(seed).standard_normal((70, 70)).astype(np.float32) for seed in range(8)]
+    products = []
+    for workers in (1, 2, 4):
+        with thread_map(workers) as run:
+            products.append([product.tobytes() for product in run(lambda x: x @ x.T, factors)])
+    assert products[0] == products[1] == products[2]
+
+
+# ---------------------------------------------------------------------------------------------- how many workers
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def test_the_argument_is_asked_first_then_the_variable_then_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    assert worker_count() == min(cores(), MOST)
+    monkeypatch.setenv(VARIABLE, "7")
+    assert worker_count() == 7
+    assert worker_count(3) == 3
+
+
+def test_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "")
+    assert worker_count() == min(cores(), MOST)
+
+
+def test_the_edges_are_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (worker_count(1), worker_count(MOST)) == (1, MOST)
+    for number in (1, MOST):
+        monkeypatch.setenv(VARIABLE, str(number))
+        assert worker_count() == number
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 257, 2.5, "two", math.nan, math.inf], ids=str)
+def test_a_number_of_workers_that_is_none_raises_and_says_the_range(wrong: Any) -> None:
+    with pytest.raises(ValueError, match=rf"workers must be a whole number in 1\.\.256, got {wrong!r}"):
+        worker_count(wrong)
+
+
+@pytest.mark.parametrize("wrong", ["0", "-1", "257", "2.5", "two", "nan", "inf", " "])
+def test_a_variable_that_is_no_number_of_workers_raises_and_is_named(
+    wrong: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, wrong)
+    with pytest.raises(ValueError, match=rf"{VARIABLE} must be a whole number in 1\.\.256, got '{wrong}'"):
+        worker_count()
+
+
+def test_a_wrong_number_raises_before_anything_is_changed() -> None:
+    with threadpool_limits(limits=2, user_api="blas"):
+        with pytest.raises(ValueError, match="workers must be"), thread_map(0):
+            pytest.fail("the body must not be reached")
+        assert blas_threads() == {2}
