@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from .devices import to_device
 from .files import check_free, digest, load_checkpoint, new_folder, partial_folder, save_adapter, save_checkpoint
 from .lora import LoraConfig, adapt
 from .model import Transformer
@@ -92,12 +93,14 @@ def adapt_to_file(
     *,
     resume: bool = False,
     overwrite: bool = False,
+    device: str = "cpu",
     checkpoint_every: int = 10,
     watch: Callable[[Iterator[Record], int, int], Iterator[Record]] = lambda records, total, done: records,
     say: Callable[[str], None] = lambda line: None,
 ) -> Result:
     """Adapt `base` to the examples of a file and write the adapter to the folder `out`.
 
+    device "cpu" or "gpu"; a run may be continued on the other;
     watch  wraps the records of training (a progress bar, say), given how many there will be and how many are done;
     say    is told each finding in a line. Raises Interrupted when stopped by hand: what was trained is saved.
     """
@@ -108,6 +111,7 @@ def adapt_to_file(
     run = _identity(path, digest_of_base, lora, training, data)
     trained = parameters(model, *lora.trained)
     state = _first_state(out, run, start(trained, training), resume=resume, overwrite=overwrite)
+    base, model, state = to_device((base, model, state), device)
     say(f"{len(train)} examples to train on, {len(held_out)} held out; {size(trained):,} trained parameters")
     before = bits_per_byte(base, held_out, data.batch_size)
     say(f"base: {before:.4f} bits per byte of the held-out references")
@@ -119,7 +123,7 @@ def adapt_to_file(
         after = bits_per_byte(model, held_out, data.batch_size)
         say(f"adapted: {after:.4f} bits per byte of the held-out references")
         save_adapter(folder, model, lora, digest_of_base, state.trained)
-        (folder / CHECKPOINT).unlink()
+    (out / CHECKPOINT).unlink()
     bytes_written = (out / "adapter.safetensors").stat().st_size
     return Result(len(train), len(held_out), before, after, size(trained), training.steps, bytes_written)
 
@@ -128,14 +132,17 @@ def _kept(
     folder: Path, run: dict[str, Any], state: TrainingState, records: Iterator[Record], every: int
 ) -> TrainingState:
     """Go through the records, writing a checkpoint at the start, every so many steps, and when stopped."""
-    checkpoint = folder / CHECKPOINT
+    checkpoint, record = folder / CHECKPOINT, None
     save_checkpoint(checkpoint, state, run)
     try:
         for record in records:
             state = record.state
             if state.step % every == 0:
+                record.check()  # so that the last checkpoint is always one to continue from
                 save_checkpoint(checkpoint, state, run)
     except KeyboardInterrupt:
+        if record is not None:
+            record.check()
         save_checkpoint(checkpoint, state, run)
         raise Interrupted(state.step) from None
     save_checkpoint(checkpoint, state, run)
@@ -150,7 +157,9 @@ def _first_state(
     if resume:
         if not checkpoint.exists():
             raise FileNotFoundError(f"nothing to resume: {checkpoint} does not exist")
-        return load_checkpoint(checkpoint, run)
+        for left in checkpoint.parent.glob(f".{CHECKPOINT}.*"):
+            left.unlink()
+        return load_checkpoint(checkpoint, run, fresh)
     if checkpoint.exists() and not overwrite:
         raise FileExistsError(
             f"{checkpoint.parent} holds an unfinished run: continue it with --resume, or discard it with --overwrite"

@@ -1,12 +1,15 @@
 r"""The one door to NumPy and its look-alikes: which library an array belongs to, and how to walk it in blocks.
 
 The bodies of `lora_np.operations` never name a library. They ask `array_module(x)` and write `xp.exp(...)`, so
-the same line runs on every array type that has been introduced with `register`.
+the same line runs on every array type that has been introduced with `register`. CuPy's introduces itself when it is
+first met; `lora_np.devices` moves things to and fro.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+import sys
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -24,7 +27,15 @@ _MODULES: dict[type, Any] = {np.ndarray: np}
 
 def array_module(x: Array) -> Any:
     """The library whose functions take `x`, or what is inside a box: `numpy`, unless introduced with `register`."""
-    return _MODULES.get(type(getval(x)), np)
+    kind = type(getval(x))
+    if kind not in _MODULES and kind.__module__.partition(".")[0] == "cupy":
+        register(kind, sys.modules["cupy"])
+    return _MODULES.get(kind, np)
+
+
+def on_device(x: Array) -> bool:
+    """True for an array that does not live in the memory of the host."""
+    return array_module(x) is not np
 
 
 def is_array(value: object) -> bool:
@@ -66,15 +77,35 @@ def rows(x: Array) -> Array:
     return x.reshape(-1, x.shape[-1])
 
 
-def row_blocks(n: int, width: int, elements: int = 1 << 17) -> Iterator[slice]:
+def row_blocks(n: int, width: int, elements: int = 1 << 17, xp: Any = np) -> Iterator[slice]:
     """Cut `n` rows of `width` numbers into slices of about `elements` numbers, so that one stays in cache.
 
     2^17 float32 numbers are 0.5 MiB: several of them fit a 2 MiB second-level cache, and a call that long is
-    still worth handing to a thread.
+    still worth handing to a thread. A device has no such cache, and every call costs a launch: one slice holds all.
     """
-    size = max(1, elements // max(1, width))
+    size = max(1, elements // max(1, width) if xp is np else n)
     for start in range(0, n, size):
         yield slice(start, min(start + size, n))
+
+
+def fused(chain: Callable[..., Any]) -> Callable[..., Any]:
+    """`chain(xp, *arguments)`, nothing but element-wise operations, as a function of the arguments.
+
+    Where the library can (`cupy.fuse`), the chain becomes one kernel; elsewhere it is called as it stands. The first
+    argument is an array; others may be arrays, of shapes that broadcast, or Python numbers. Of two numbers nothing may
+    be computed inside: it would be a float64, and everything it meets as well.
+    """
+    kernels: dict[Any, Callable[..., Any]] = {}
+
+    @functools.wraps(chain)
+    def call(*arguments: Any) -> Any:
+        xp = array_module(arguments[0])
+        if xp not in kernels:
+            body = functools.partial(chain, xp)
+            kernels[xp] = xp.fuse(kernel_name=chain.__name__)(body) if hasattr(xp, "fuse") else body
+        return kernels[xp](*arguments)
+
+    return call
 
 
 def is_box(value: object) -> bool:

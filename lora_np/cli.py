@@ -137,7 +137,7 @@ def generate(
     if adapter is not None:
         model, _ = load_adapter(adapter, model)
     given = np.append(tokenizer.end, tokenizer.encode(prompt)) if raw else prompt_tokens(prompt, tokenizer)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(_seed(seed))
     found = generated(to_device(model, device), given, tokens, temperature=temperature, rng=rng, end=tokenizer.end)
     say(tokenizer.decode(np.array(list(found), dtype=np.int64)))
     return 0
@@ -268,7 +268,7 @@ def study(
 
     Example: lora-np study --out lora-study
     """
-    from .paper.study import StudyConfig
+    from .paper.results import StudyConfig
     from .paper.study import study as studied
     from .progress import watch
 
@@ -278,8 +278,24 @@ def study(
     return 0 if result.holds else 1
 
 
+@app.command()
+def tutorials(folder: Annotated[Path, typer.Argument(help="Folder to copy them to.")] = Path("tutorials")) -> int:
+    """Copy the tutorials out of the package: notebooks, their map, and the worked solutions.
+
+    Example: lora-np tutorials my-tutorials
+    """
+    from .tutorials import copy_tutorials
+
+    copied = copy_tutorials(folder)
+    say(f"{len(copied)} files in {folder}; start with {folder / 'README.md'}, and open them with: jupyter lab {folder}")
+    return 0
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; every expected error becomes one line on stderr and an exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
     warnings.showwarning = lambda message, *_, **__: print(f"lora-np: warning: {message}", file=sys.stderr)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     sys.exit(_code(arguments))
@@ -352,7 +368,7 @@ def _columns(text: str | None) -> Any:
     if text is None:
         return None
     pair = _two("--columns", text)
-    return tuple(int(part) for part in pair) if all(part.isdigit() for part in pair) else pair
+    return tuple(int(part) for part in pair) if all(part.isdecimal() for part in pair) else pair
 
 
 def _fraction(option: str, value: float) -> float:

@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,12 +25,15 @@ import numpy as np
 import numpy.typing as npt
 
 from .arrays import Array
+from .costs import parameter_count
+from .devices import to_host
 from .lora import LoraConfig, adapt, adapters
-from .model import Transformer, TransformerConfig, initialize
-from .parameters import Arrays, parameters, with_parameters
+from .model import Transformer, TransformerConfig, initialize, shape_of
+from .parameters import Arrays, parameters, size, with_parameters
 from .training import TrainingState
 
 BASE = Path(__file__).parent / "pretrained"  # the base that ships
+DIGEST = "sha256"  # in the header of every file written here, so that one flipped bit is seen
 
 
 def save_model(
@@ -49,6 +53,8 @@ def load_model(folder: str | Path | None = None, dtype: npt.DTypeLike = np.float
     folder = BASE if folder is None else Path(folder)
     config = _checked(TransformerConfig, read_json(folder / "config.json"), folder / "config.json")
     arrays, _ = read_arrays(folder / "model.safetensors")
+    if parameter_count(shape_of(config)) > 2 * size(arrays):  # far too many to allocate; else the array is named below
+        raise ValueError(f"{folder}: the sizes in config.json ask for far more numbers than model.safetensors holds")
     skeleton = initialize(config, np.random.default_rng(0), dtype)
     return _filled(
         skeleton, {name: array.astype(dtype) for name, array in arrays.items()}, folder / "model.safetensors"
@@ -68,6 +74,8 @@ def load_adapter(folder: str | Path, base: Transformer) -> tuple[Transformer, Lo
     about = read_json(folder / "adapter.json")
     if missing := {"base", "lora", "scaling"} - set(about):
         raise ValueError(f"{folder / 'adapter.json'}: {sorted(missing)[0]!r} is missing")
+    if not (isinstance(about["base"], str) and isinstance(about["lora"], dict)):
+        raise ValueError(f"{folder / 'adapter.json'}: 'base' must be a digest and 'lora' an object")
     if about["base"] != digest(base):
         raise ValueError(
             f"{folder} was trained on another base: its digest is {about['base'][:12]}, this base's {digest(base)[:12]}"
@@ -75,7 +83,10 @@ def load_adapter(folder: str | Path, base: Transformer) -> tuple[Transformer, Lo
     settings = {k: tuple(v) if isinstance(v, list) else v for k, v in about["lora"].items()}
     config = _checked(LoraConfig, settings, folder / "adapter.json")
     arrays, _ = read_arrays(folder / "adapter.safetensors")
-    adapted = adapt(base, config, np.random.default_rng(0))
+    try:
+        adapted = adapt(base, config, np.random.default_rng(0))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{folder / 'adapter.json'}: {error}") from None
     if about["scaling"] != _scalings(adapted):
         raise ValueError(f"{folder / 'adapter.json'}: 'scaling' does not follow from 'lora'")
     return _filled(adapted, arrays, folder / "adapter.safetensors", *config.trained), config
@@ -83,23 +94,37 @@ def load_adapter(folder: str | Path, base: Transformer) -> tuple[Transformer, Lo
 
 def save_checkpoint(path: str | Path, state: TrainingState, run: Mapping[str, Any]) -> None:
     """Write a training state; `run` says which run it is of, and is compared when it is resumed."""
-    arrays = {**{f"trained.{name}": a for name, a in state.trained.items()}, **state.moments}
     header = {"step": str(state.step), "run": json.dumps(run, sort_keys=True)}
-    write_arrays(Path(path), arrays, header)
+    write_arrays(Path(path), _stored(state), header)
 
 
-def load_checkpoint(path: str | Path, run: Mapping[str, Any]) -> TrainingState:
-    """Read a training state; raises ValueError, naming the first difference, when it is of another run."""
+def load_checkpoint(path: str | Path, run: Mapping[str, Any], fresh: TrainingState | None = None) -> TrainingState:
+    """Read a training state; raises ValueError, naming the first difference, when it is of another run.
+
+    fresh  the state before the first step, whose names and shapes it must have.
+    """
     arrays, header = read_arrays(Path(path))
     if not {"step", "run"} <= set(header):
         raise ValueError(f"{path} is not a checkpoint: its header names no step and no run")
-    then, now = json.loads(header["run"]), json.loads(json.dumps(run))
+    try:
+        step, then, now = int(header["step"]), dict(json.loads(header["run"])), json.loads(json.dumps(run))
+    except (ValueError, TypeError, RecursionError):
+        step = -1
+    if step < 0:
+        raise ValueError(f"{path} is corrupted: its header names no step and no run that can be read")
     for key in sorted(set(then) | set(now)):
         if then.get(key) != now.get(key):
             raise ValueError(f"{path} is of another run: {key} was {then.get(key)!r}, now it is {now.get(key)!r}")
     trained = {n.removeprefix("trained."): a for n, a in arrays.items() if n.startswith("trained.")}
     moments = {n: a for n, a in arrays.items() if not n.startswith("trained.")}
-    return TrainingState(int(header["step"]), trained, moments)
+    found = TrainingState(step, trained, moments)
+    if fresh is not None:
+        _check_fits(_stored(found), _stored(fresh), Path(path))
+    return found
+
+
+def _stored(state: TrainingState) -> Arrays:
+    return {**{f"trained.{name}": a for name, a in state.trained.items()}, **state.moments}
 
 
 def digest(model: Transformer) -> str:
@@ -112,26 +137,29 @@ def digest_of(arrays: Mapping[str, Array], about: str = "") -> str:
     sha = hashlib.sha256(about.encode())
     for name, array in arrays.items():
         sha.update(f"{name} {array.shape}".encode())
-        sha.update(np.ascontiguousarray(array, dtype="<f4").tobytes())
+        sha.update(np.ascontiguousarray(to_host(array), dtype="<f4").tobytes())
     return sha.hexdigest()
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Array], header: Mapping[str, str]) -> None:
-    """Write a safetensors file whole or not at all."""
+    """Write a safetensors file whole or not at all, with the digest of its numbers in the header."""
     from safetensors.numpy import save
 
-    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    write_atomically(path, save(contiguous, dict(header) or None))
+    contiguous = {name: np.asarray(to_host(array), order="C") for name, array in arrays.items()}
+    write_atomically(path, save(contiguous, {**header, DIGEST: _digest_of_bytes(contiguous)}))
 
 
 def read_arrays(path: Path) -> tuple[Arrays, dict[str, str]]:
-    """The arrays and the header of a safetensors file; every number in it must be finite."""
+    """The arrays and the header of a safetensors file; its numbers must be finite, and those that were written."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing")
     try:
         with safe_open(path, framework="numpy") as file:
+            for name in file.keys():  # noqa: SIM118
+                if (kind := file.get_slice(name).get_dtype()) not in ("F16", "F32", "F64"):
+                    raise ValueError(f"{path}: {name} must hold floating-point numbers, got {kind}")
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             header = dict(file.metadata() or {})
     except SafetensorError as error:
@@ -139,7 +167,17 @@ def read_arrays(path: Path) -> tuple[Arrays, dict[str, str]]:
     for name, array in arrays.items():
         if not np.isfinite(array).all():
             raise ValueError(f"{path}: {name} holds a number that is not finite")
+    if header.pop(DIGEST, None) not in (None, _digest_of_bytes(arrays)):
+        raise ValueError(f"{path} is corrupted: its numbers are not those that were written")
     return arrays, header
+
+
+def _digest_of_bytes(arrays: Arrays) -> str:
+    sha = hashlib.sha256()
+    for name in sorted(arrays):
+        sha.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
+        sha.update(arrays[name].tobytes())
+    return sha.hexdigest()
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -153,7 +191,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{path} is missing")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path} must hold a JSON object, got {type(value).__name__}")
@@ -169,6 +207,8 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         beside.unlink(missing_ok=True)
 
@@ -192,11 +232,16 @@ def new_folder(path: str | Path, *, overwrite: bool = False, keep: bool = False)
         if not keep or not any(partial.iterdir()):
             shutil.rmtree(partial, ignore_errors=True)
         raise
-    old = path.with_name(path.name + ".old")
-    if path.exists():
-        path.rename(old)
-    partial.rename(path)
-    shutil.rmtree(old, ignore_errors=True)
+    if not path.exists():
+        partial.rename(path)
+        return
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as aside:
+        old = path.rename(Path(aside) / path.name)
+        try:
+            partial.rename(path)
+        except BaseException:
+            old.rename(path)
+            raise
 
 
 def partial_folder(path: str | Path) -> Path:
@@ -211,13 +256,16 @@ def check_free(path: str | Path, *, overwrite: bool) -> None:
 
 
 def _filled(model: Transformer, arrays: Arrays, path: Path, *select: str) -> Transformer:
-    expected = parameters(model, *select)
+    _check_fits(arrays, parameters(model, *select), path)
+    return with_parameters(model, arrays)
+
+
+def _check_fits(arrays: Arrays, expected: Arrays, path: Path) -> None:
     for name in [*expected, *arrays]:
         if name not in arrays or name not in expected:
             raise ValueError(f"{path}: {name} is {'missing' if name in expected else 'not expected'}")
         if arrays[name].shape != expected[name].shape:
             raise ValueError(f"{path}: {name} must have shape {expected[name].shape}, got {arrays[name].shape}")
-    return with_parameters(model, arrays)
 
 
 def _scalings(model: Transformer) -> dict[str, float]:
@@ -227,5 +275,5 @@ def _scalings(model: Transformer) -> dict[str, float]:
 def _checked(kind: Any, settings: Mapping[str, Any], path: Path) -> Any:
     try:
         return kind(**settings)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path}: {error}") from None

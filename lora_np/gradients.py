@@ -8,10 +8,10 @@ The third needs no calculus, but has an error of its own. With $D(h) = (f(x+h) -
 
 $$R(h) = \frac{4 D(h/2) - D(h)}{3} = f' + O(h^4),\qquad
   Q = \frac{16 R(h/2) - R(h)}{15} = f' + O(h^6),\qquad
-  e = |R(h/2) - R(h)| + \frac{\rho}{h} \tag{Q1}$$
+  e = |Q - R(h/2)| + \frac{\rho}{h} \tag{Q1}$$
 
-(Richardson). The first part of e is the error of R(h), two orders in h worse than that of Q, so it is a safe estimate;
-the second is the rounding of f, with ρ = 64 ε Σ|terms of f|: each term has a few dozen roundings behind it.
+(Richardson). The first part of e is the error of R(h/2), two orders in h worse than that of Q, so it is a safe
+estimate; the second is the rounding of f, with ρ = 64 ε Σ|terms of f|: each term has a few dozen roundings behind it.
 
 Where an array's gradient vanishes identically (a key's bias: softmax does not see what all scores share) all three
 must be below e, and the verdict is "zero".
@@ -139,21 +139,23 @@ def difference_quotient(loss: Callable[[Arrays], Any], point: Arrays, name: str,
         D = [(at(h) - at(-h)) / (2 * h) for h in (STEP, STEP / 2, STEP / 4)]
         R = [(4 * D[1] - D[0]) / 3, (4 * D[2] - D[1]) / 3]
         quotient[entry] = (16 * R[1] - R[0]) / 15
-        error[entry] = abs(R[1] - R[0]) + ROUNDING * size / STEP
+        error[entry] = abs(quotient[entry] - R[1]) + ROUNDING * size / STEP
     return quotient, error
 
 
 def _row(
     case: str, name: str, shape: tuple[int, ...], hand: Array, book: Array, difference: Array, error: Array, all_: float
 ) -> Row:
+    if hand.shape != shape:
+        return Row(case, name, shape, math.inf, math.inf, math.inf, math.inf, "different")
     pairs = [abs(hand - book), abs(hand - difference), abs(book - difference)]
     sizes = [float(abs(gradient).max()) for gradient in (hand, book, difference)]
     uncertainty = float(error.max())
     testified = bool((pairs[1] <= error).all() and (pairs[2] <= error).all())
     verdict: Verdict
-    if not all(map(math.isfinite, sizes)) or hand.shape != shape:
+    if not all(map(math.isfinite, sizes)):
         verdict = "different"
-    elif max(sizes) <= uncertainty and pairs[0].max() <= AGREEMENT * all_:
+    elif max(sizes) <= uncertainty <= RESOLUTION * all_ and pairs[0].max() <= AGREEMENT * all_:
         verdict = "zero"
     elif not testified or pairs[0].max() > AGREEMENT * sizes[1]:
         verdict = "different"

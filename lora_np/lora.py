@@ -20,6 +20,7 @@ import numpy as np
 
 from .arrays import Array, array_module
 from .costs import PRESETS
+from .devices import to_host
 from .model import Embedding, Linear, Transformer
 from .operations import embedding, linear, lora_linear
 from .parameters import matches, matching, walk, with_modules
@@ -84,6 +85,8 @@ class LoraConfig:
         _one_of("initialization", self.initialization, INITIALIZATIONS)
         _one_of("bias", self.bias, BIASES)
         _one_of("tied_head", self.tied_head, ("refuse", "tie", "untie"))
+        if not all(isinstance(name, str) for name in self.named):
+            raise TypeError(f"targets must be text, got {self.targets!r}")
         if not self.targets:
             raise ValueError("targets must name at least one module or preset")
 
@@ -228,11 +231,11 @@ def rounding_bound(module: LoraLinear, x: Array) -> Array:
     $$|y_\text{adapted} - y_\text{merged}| \le 2\gamma_n T = \frac{n\,\varepsilon}{1 - n\varepsilon/2}\,T,
       \qquad n = d_\mathrm{in} + r + 4 \tag{L2}$$
     """
-    W, A, B = (np.abs(np.asarray(array, np.float64)) for array in (module.base.W, module.A, module.B))
-    size = np.abs(np.asarray(x, np.float64))
+    W, A, B = (np.abs(np.asarray(to_host(array), np.float64)) for array in (module.base.W, module.A, module.B))
+    size = np.abs(np.asarray(to_host(x), np.float64))
     terms = size @ W.T + abs(module.scaling) * ((size @ A.T) @ B.T)
     if module.base.b is not None:
-        terms += np.abs(module.base.b)
+        terms += np.abs(to_host(module.base.b))
     n, eps = sum(A.shape) + 4, float(np.finfo(module.A.dtype).eps)
     return n * eps / (1.0 - n * eps / 2.0) * terms
 
@@ -268,9 +271,9 @@ def _adapted(path: str, module: Any, rank: int, alpha: float, config: LoraConfig
             f"{path}: rank {rank} trains {rank * (d_in + d_out)} numbers, more than the {d_in * d_out} of the matrix",
             stacklevel=3,
         )
-    dtype = module.W.dtype
-    A = INITIALIZATIONS[config.initialization](rng, rank, d_in).astype(dtype)
-    B = np.zeros((d_out, rank), dtype)
+    dtype, xp = module.W.dtype, array_module(module.W)
+    A = xp.asarray(INITIALIZATIONS[config.initialization](rng, rank, d_in).astype(dtype))  # drawn on the host
+    B = xp.zeros((d_out, rank), dtype)
     scaling = float(SCALINGS[config.scaling](rank, alpha))  # a NumPy number would turn float32 into float64
     return LoraEmbedding(module, A, B, scaling) if is_table else LoraLinear(module, A, B, scaling, config.dropout)
 

@@ -19,7 +19,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .arrays import Array, array_module, is_array
+from .arrays import Array, array_module, is_array, on_device
+from .costs import Shape
+from .devices import check_together, to_device
 from .operations import attention, cross_entropy, embedding, gelu, layer_norm, linear
 
 
@@ -48,6 +50,9 @@ class TransformerConfig:
             value = getattr(self, name)
             if not (name == "d_ff" and value is None) and (type(value) is not int or value < 1):
                 raise ValueError(f"{name} must be a positive whole number, got {value!r}")
+        for name in ("causal", "tied"):
+            if type(getattr(self, name)) is not bool:
+                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
         if self.d_model % self.heads:
             raise ValueError(f"heads must divide d_model, got {self.heads} heads for d_model {self.d_model}")
 
@@ -55,6 +60,12 @@ class TransformerConfig:
     def d_hidden(self) -> int:
         """The width of the MLP in numbers."""
         return self.d_ff or 4 * self.d_model
+
+
+def shape_of(config: TransformerConfig) -> Shape:
+    """The same sizes as the closed forms of `lora_np.costs` know them."""
+    c = config
+    return Shape("model", c.layers, c.d_model, c.heads, c.d_hidden, c.vocab, c.context, c.tied)
 
 
 @dataclass(frozen=True)
@@ -176,7 +187,7 @@ class Transformer:
 
         tokens (batch, seq) integers; mask (batch, seq) True where a token is real, None when all are; caches one a
         block, when `tokens` continues what they have seen. Raises TypeError or ValueError for tokens that are not
-        integers in [0, vocab), or more of them than the context holds.
+        integers in [0, vocab), more of them than the context holds, or a device other than that of the model.
         """
         h = self.hidden(tokens, mask, caches)
         return self.tokens.logits(h) if self.head is None else self.head(h)
@@ -185,6 +196,7 @@ class Transformer:
         """The normalised residual stream before the head, (batch, seq, d_model)."""
         seen = caches[0].length if caches else 0
         _check_tokens(tokens, seen, self.config)
+        check_together(model=self.positions.W, tokens=tokens, mask=mask, caches=caches[0].keys if caches else None)
         places = array_module(tokens).arange(seen, seen + tokens.shape[1])
         h = self.tokens(tokens) + self.positions(places)
         for i, block in enumerate(self.blocks):
@@ -206,16 +218,41 @@ def _check_tokens(tokens: Array, seen: int, config: TransformerConfig) -> None:
     length = seen + tokens.shape[1]
     if length > config.context:
         raise ValueError(f"the context holds {config.context} tokens, got a sequence of {length}")
-    if type(tokens) is np.ndarray and not 0 <= tokens.min() <= tokens.max() < config.vocab:
-        wrong = tokens.min() if tokens.min() < 0 else tokens.max()
-        raise ValueError(f"token ids must lie in 0..{config.vocab - 1}, got {wrong}")
+    if type(tokens) is np.ndarray:
+        check_ids(tokens, config.vocab)
+
+
+def check_ids(ids: Array, vocab: int) -> None:
+    """Raise ValueError unless all these token ids, which are on the host, lie in [0, vocab)."""
+    if ids.size and not 0 <= ids.min() <= ids.max() < vocab:
+        wrong = ids.min() if ids.min() < 0 else ids.max()
+        raise ValueError(f"token ids must lie in 0..{vocab - 1}, got {wrong}")
+
+
+def ids_for(model: Any, ids: Array) -> Array:
+    """Token ids of the host where the model is. They are checked before they move: a device would wrap wrong ones."""
+    if not on_device(model.positions.W) or on_device(ids):
+        return ids
+    check_ids(ids, model.config.vocab)
+    return to_device(ids, "gpu")
+
+
+def batch_for(model: Any, batch: Any) -> Any:
+    """A batch of the host where the model is, its ids checked; one that is there already is passed on."""
+    if not on_device(model.positions.W) or on_device(batch.tokens):
+        return batch
+    check_ids(batch.tokens, model.config.vocab)
+    check_ids(batch.targets, model.config.vocab)
+    return to_device(batch, "gpu")
 
 
 def language_model_loss(model: Any, batch: Any) -> Any:
     r"""The masked language-modelling loss of a batch, in nats per trained token; Hu et al. 2021, equation 2.
 
-    batch has tokens and targets (batch, seq) and weights (batch, seq) that sum to 1 over the whole batch.
+    batch has tokens and targets (batch, seq) and weights (batch, seq) that sum to 1 over the whole batch. Raises
+    TypeError when a part of it is not on the device of the model.
     """
+    check_together(model=model.positions.W, targets=batch.targets, weights=batch.weights)
     return cross_entropy(model(batch.tokens), batch.targets, batch.weights)
 
 

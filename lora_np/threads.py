@@ -29,9 +29,9 @@ def worker_count(workers: int | None = None) -> int:
     chosen: Any = workers if workers is not None else os.environ.get(VARIABLE) or _cores()
     try:
         number = int(chosen)
-    except ValueError:
+    except (ValueError, OverflowError):
         number = 0
-    if not 1 <= number <= MOST:
+    if not 1 <= number <= MOST or (workers is not None and number != workers):
         source = "workers" if workers is not None else VARIABLE
         raise ValueError(f"{source} must be a whole number in 1..{MOST}, got {chosen!r}")
     return number

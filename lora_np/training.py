@@ -4,6 +4,9 @@ r"""Training: a loss, a flat dict of arrays, and a step that is a pure function 
 
 Everything a step needs follows from (state, step number, seed): the batch, the dropout masks and the learning rate.
 So a run that is stopped and resumed ends with the same bits as one that was not.
+
+On a device a step only queues its work. Loss and norm stay there until a record is asked for them; the pieces of a
+batch are made one after another, because the device is busy with one already.
 """
 
 from __future__ import annotations
@@ -11,15 +14,17 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from .arrays import Array, array_module
+from .arrays import Array, array_module, fused, on_device
+from .devices import explained_memory
 from .differentiation import value_and_grad
 from .lora import with_dropout
-from .model import Transformer, language_model_loss
+from .model import Transformer, batch_for, language_model_loss
 from .parameters import Arrays, with_parameters
 from .threads import thread_map
 
@@ -66,15 +71,17 @@ class TrainingConfig:
                 raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
         for name in ("learning_rate", "eps", "clip"):
             value = getattr(self, name)
-            if not (name == "clip" and value is None) and not (math.isfinite(value) and value > 0):
+            is_number = isinstance(value, int | float) and math.isfinite(value)
+            if not (name == "clip" and value is None) and not (is_number and value > 0):
                 raise ValueError(f"{name} must be a positive number, got {value!r}")
         for name in ("beta1", "beta2"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)!r}")
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             raise ValueError(f"weight_decay must be a number of at least 0, got {self.weight_decay!r}")
-        if self.decay not in ("linear", "cosine", "constant") or self.optimizer not in ("adamw", "sgd"):
-            raise ValueError(f"unknown decay {self.decay!r} or optimizer {self.optimizer!r}")
+        for name, allowed in (("decay", ("linear", "cosine", "constant")), ("optimizer", ("adamw", "sgd"))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
 
 
 @dataclass(frozen=True)
@@ -88,15 +95,37 @@ class TrainingState:
 
 @dataclass(frozen=True)
 class Record:
-    """What one step did: loss in nats per trained token, before the step; the state after it."""
+    """What one step did; the state is that after it.
+
+    loss, gradient_norm   from before the step, in nats per trained token, and over all arrays. On a device they stay
+                          there until one of them is asked for: that waits for the step
+    seconds               of the step; on a device until its work was queued
+    """
 
     step: int
-    loss: float
     learning_rate: float
-    gradient_norm: float
     tokens: int
     seconds: float
     state: TrainingState
+    measured: tuple[Any, Any] = field(repr=False)  # loss and norm as they were computed
+
+    @cached_property
+    def loss(self) -> float:
+        return float(self.measured[0])
+
+    @cached_property
+    def gradient_norm(self) -> float:
+        return float(self.measured[1])
+
+    @property
+    def was_read(self) -> bool:
+        """Has the loss been asked for?"""
+        return "loss" in vars(self)
+
+    def check(self) -> None:
+        """Wait for the step, and raise NonFiniteError unless its loss and its gradient were finite."""
+        if not (math.isfinite(self.loss) and math.isfinite(self.gradient_norm)):
+            raise NonFiniteError(_first_not_finite(self.step, self.loss, self.state.trained, {}))
 
 
 class NonFiniteError(ArithmeticError):
@@ -112,10 +141,13 @@ def start(trained: Arrays, config: TrainingConfig) -> TrainingState:
 
 
 def model_loss(model: Transformer) -> Loss:
-    """The language-modelling loss as a function of the trained arrays, a batch, and a generator for dropout."""
+    """The language-modelling loss as a function of the trained arrays, a batch, and a generator for dropout.
+
+    A batch on the host goes to the device of the model, once; so does a dropout mask, which is drawn on the host.
+    """
 
     def loss(trained: Arrays, batch: Any, rng: np.random.Generator) -> Any:
-        return language_model_loss(with_dropout(with_parameters(model, trained), rng), batch)
+        return language_model_loss(with_dropout(with_parameters(model, trained), rng), batch_for(model, batch))
 
     return loss
 
@@ -125,21 +157,27 @@ def fit(
 ) -> Iterator[Record]:
     """Train from `state` to `config.steps`, yielding one record a step; stop reading and the run stops.
 
-    Raises NonFiniteError when a loss or gradient is not finite.
+    Raises NonFiniteError when a loss or gradient is not finite: on the host at once, on a device after the last step
+    and after every record whose loss was read. Raises DeviceMemoryError where a device has no room.
     """
     gradient_of = value_and_grad(loss)
-    with thread_map(workers) as run:
+    away = any(map(on_device, state.trained.values()))
+    with thread_map(1 if away else workers) as run:
         for step in range(state.step, config.steps):
             began = time.perf_counter()
             batch = batches[step]
-            value, gradient = _batch_gradient(gradient_of, state.trained, batch, config, step, run)
-            norm = global_norm(gradient)
-            if not (math.isfinite(value) and math.isfinite(norm)):
-                raise NonFiniteError(_first_not_finite(step, value, state.trained, gradient))
-            rate = learning_rate(step, config)
-            state = update(state, clipped(gradient, norm, config.clip), rate, config)
+            with explained_memory():
+                value, gradient = _batch_gradient(gradient_of, state.trained, batch, config, step, run)
+                norm = global_norm(gradient)
+                if not (away or (math.isfinite(value) and math.isfinite(norm))):
+                    raise NonFiniteError(_first_not_finite(step + 1, value, state.trained, gradient))
+                rate = learning_rate(step, config)
+                state = update(state, clipped(gradient, norm, config.clip), rate, config)
             seconds = time.perf_counter() - began
-            yield Record(step + 1, value, rate, norm, batch.tokens_trained, seconds, state)
+            record = Record(step + 1, rate, batch.tokens_trained, seconds, state, (value, norm))
+            yield record
+            if away and (record.was_read or state.step == config.steps):
+                record.check()
 
 
 def _batch_gradient(
@@ -149,29 +187,34 @@ def _batch_gradient(
     config: TrainingConfig,
     step: int,
     run: Callable[..., list[Any]],
-) -> tuple[float, Arrays]:
+) -> tuple[Any, Arrays]:
     """Loss and gradient of a batch as the sum over its shards, added in their order whoever made them."""
     jobs = list(enumerate(batch.shards(config.micro_batches)))
 
     def one(job: tuple[int, Any]) -> tuple[Any, Arrays]:
-        return gradient_of(trained, job[1], np.random.default_rng([config.seed, step, job[0]]))
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite gets a message of its own, in `fit`
+            return gradient_of(trained, job[1], np.random.default_rng([config.seed, step, job[0]]))
 
     (value, gradient), *others = run(one, jobs)
     for more, addend in others:
         value = value + more
         gradient = {name: array + addend[name] for name, array in gradient.items()}
-    return float(value), gradient
+    return value, gradient
 
 
 def evaluate(model: Transformer, batches: Iterable[Any], workers: int | None = None) -> float:
     """Mean loss of a model over batches, in nats per trained token, each token counting the same."""
 
-    def nats(batch: Any) -> float:
-        return float(language_model_loss(model, batch)) * batch.tokens_trained
+    def loss(batch: Any) -> Any:
+        return language_model_loss(model, batch_for(model, batch))
 
     held = list(batches)
-    with thread_map(workers) as run:
-        return sum(run(nats, held)) / sum(batch.tokens_trained for batch in held)
+    if not held:
+        raise ValueError("nothing to evaluate: no batch was given")
+    with thread_map(1 if on_device(model.positions.W) else workers) as run, explained_memory():
+        losses = run(loss, held)  # all queued before the first is waited for
+        nats = [float(loss) * batch.tokens_trained for loss, batch in zip(losses, held, strict=True)]
+    return sum(nats) / sum(batch.tokens_trained for batch in held)
 
 
 def learning_rate(step: int, config: TrainingConfig) -> float:
@@ -180,22 +223,28 @@ def learning_rate(step: int, config: TrainingConfig) -> float:
     With p the part of the way from warm-up to the end, the factor is 1 − p (linear) or (1 + cos πp)/2 (cosine).
     """
     if step < config.warmup:
-        return config.learning_rate * (step + 1) / config.warmup
+        return float(config.learning_rate * (step + 1) / config.warmup)
     passed = (step - config.warmup) / max(1, config.steps - config.warmup)
     factor = {"linear": 1.0 - passed, "cosine": 0.5 * (1.0 + math.cos(math.pi * passed)), "constant": 1.0}
-    return config.learning_rate * factor[config.decay]
+    return float(config.learning_rate * factor[config.decay])
 
 
-def global_norm(gradient: Mapping[str, Array]) -> float:
-    r"""$\sqrt{\sum g^2}$ over all arrays together."""
-    return math.sqrt(sum(float(array_module(g).vdot(g, g)) for g in gradient.values()))
+def global_norm(gradient: Mapping[str, Array]) -> Any:
+    r"""$\sqrt{\sum g^2}$ over all arrays together: one number, and where the arrays are."""
+    xp = array_module(next(iter(gradient.values())))
+    return xp.sqrt(sum((xp.vdot(g, g) for g in gradient.values()), start=xp.zeros((), xp.float64)))
 
 
-def clipped(gradient: Arrays, norm: float, largest: float | None) -> Arrays:
-    """The gradient, scaled down to the norm `largest` when it is longer (Pascanu et al. 2013, arXiv:1211.5063)."""
-    if largest is None or norm <= largest:
+def clipped(gradient: Arrays, norm: Any, largest: float | None) -> Arrays:
+    """The gradient, scaled down to the norm `largest` when it is longer (Pascanu et al. 2013, arXiv:1211.5063).
+
+    A norm on the host is looked at; one on a device is not waited for, and an array that is short enough times 1.
+    """
+    if largest is None or (isinstance(norm, float) and norm <= largest):
         return gradient
-    return {name: array * (largest / norm) for name, array in gradient.items()}
+    factor = array_module(norm).minimum(float(largest) / norm, 1.0)
+    factors = {dtype: factor.astype(dtype) for dtype in {array.dtype for array in gradient.values()}}
+    return {name: array * factors[array.dtype] for name, array in gradient.items()}
 
 
 def update(state: TrainingState, gradient: Arrays, rate: float, config: TrainingConfig) -> TrainingState:
@@ -226,21 +275,42 @@ def adamw(
     """
     new: Arrays = {}
     state: Arrays = {}
+    shares = (config.beta1, 1.0 - config.beta1, config.beta2, 1.0 - config.beta2)
+    corrections = (1.0 - config.beta1**step, 1.0 - config.beta2**step)
     for name, theta in parameters.items():
-        g = gradient[name]
-        m = config.beta1 * moments[f"m.{name}"] + (1.0 - config.beta1) * g
-        v = config.beta2 * moments[f"v.{name}"] + (1.0 - config.beta2) * (g * g)
-        m_hat = m / (1.0 - config.beta1**step)
-        v_hat = v / (1.0 - config.beta2**step)
-        decay = config.weight_decay if theta.ndim >= 2 else 0.0
-        direction = m_hat / (array_module(v).sqrt(v_hat) + config.eps)
-        new[name] = (1.0 - rate * decay) * theta - rate * direction
-        state[f"m.{name}"], state[f"v.{name}"] = m, v
+        held = theta, gradient[name], moments[f"m.{name}"], moments[f"v.{name}"]
+        kept = 1.0 - rate * config.weight_decay if theta.ndim >= 2 else 1.0
+        settings = map(float, (*shares, *corrections, config.eps, kept, rate))  # a NumPy number would widen float32
+        new[name], state[f"m.{name}"], state[f"v.{name}"] = _adamw(*held, *settings)
     return new, state
 
 
-def _first_not_finite(step: int, value: float, trained: Arrays, gradient: Arrays) -> str:
+@fused
+def _adamw(
+    xp: Any,
+    theta: Array,
+    g: Array,
+    m: Array,
+    v: Array,
+    share_m: float,
+    share_g: float,
+    share_v: float,
+    share_square: float,
+    correction_m: float,
+    correction_v: float,
+    eps: float,
+    kept: float,
+    rate: float,
+) -> tuple[Array, Array, Array]:
+    """(T1) and (T2) for one array: the new θ, m and v."""
+    new_m = share_m * m + share_g * g
+    new_v = share_v * v + share_square * (g * g)
+    direction = (new_m / correction_m) / (xp.sqrt(new_v / correction_v) + eps)
+    return kept * theta - rate * direction, new_m, new_v
+
+
+def _first_not_finite(step: int, value: Any, trained: Arrays, gradient: Arrays) -> str:
     arrays = {**trained, **{f"the gradient of {name}": g for name, g in gradient.items()}}
     wrong = [name for name, array in arrays.items() if not bool(array_module(array).isfinite(array).all())]
     found = f"the first array that is not finite is {wrong[0]}" if wrong else "all trained arrays are finite"
-    return f"step {step + 1}: the loss is {value}; {found}. A smaller learning rate may help"
+    return f"step {step}: the loss is {value}; {found}. A smaller learning rate may help"

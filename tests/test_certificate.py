@@ -323,6 +323,24 @@ def test_a_wrong_delta_that_merge_and_judge_share_is_found_by_the_whole_model(
     assert not verdict.model.is_rounding
 
 
+SETTINGS: dict[str, Callable[[Transformer], dict[str, Any]]] = {
+    "other heads": lambda node: {"blocks.1.attention": replace(node.blocks[1].attention, heads=4)},
+    "no causal mask": lambda node: {"blocks.0.attention": replace(node.blocks[0].attention, causal=False)},
+    "another epsilon": lambda node: {"norm": replace(node.norm, eps=1e-3)},
+}
+
+
+@in_both_precisions
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_right_arrays_under_other_settings_are_found_by_the_whole_model(setting: str, dtype: Any) -> None:
+    node = lora_of(dtype)
+    merged = merge(node)
+    verdict = certified(node, with_modules(merged, SETTINGS[setting](merged)))
+    assert not wrong_names(verdict)
+    assert not verdict.model.is_rounding
+    assert verdict.diagnosis.endswith("but the logits differ by more than rounding")
+
+
 def test_the_models_own_numbers_stand_in_the_certificate() -> None:
     node = lora_of()
     tokens = tokens_of(node)

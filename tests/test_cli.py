@@ -148,9 +148,8 @@ def test_a_sequence_that_is_too_long_is_cut_when_asked(desk: Path) -> None:
 
 
 def test_every_option_of_lora_reaches_the_adapter(desk: Path) -> None:
-    options = (
-        "--rank 2 --alpha 3 --targets query,mlp.up,tokens --dropout 0.25 --bias lora_only --tied-head untie".split()
-    )
+    options = ["--rank", 2, "--alpha", 3, "--targets", "query,mlp.up,tokens", "--tied-head", "untie"]
+    options += ["--dropout", 0.25, "--bias", "lora_only"]
     done("adapt", "pairs.tsv", "--out", "new", "--base", "base", *options, *SHORT, cwd=desk)
     lora = json.loads((desk / "new" / "adapter.json").read_text())["lora"]
     assert (lora["rank"], lora["alpha"], lora["dropout"]) == (2, 3.0, 0.25)
@@ -316,13 +315,13 @@ BAD_FILES: dict[str, tuple[str, bytes | None, list[str], list[str]]] = {
         ["--truncate"],
         ["example 21", "202", "96", "prompt"],
     ),
-    "unknown suffix": ("a.data", b"q\ta\n", [], ["a.data", "--format"]),
+    "unknown suffix": ("a.data", b"q\ta\n", [], ["a.data", "format", "tsv"]),
     "unknown format": ("a.tsv", b"q\ta\n", ["--format", "xml"], ["xml", "tsv"]),
     "no such column": ("a.tsv", b"q\ta\n", ["--columns", "0,5"], ["a.tsv, line 1", "found 2"]),
     "no such name": ("a.csv", b"q,a\nb,c\n", ["--columns", "q,b"], ["a.csv, line 1", "'b'"]),
     "one column": ("a.tsv", b"q\ta\n", ["--columns", "1"], ["--columns", "'1'"]),
     "one column twice": ("a.tsv", b"q\ta\n", ["--columns", "1,1"], ["different"]),
-    "no digit": ("a.tsv", b"q\ta\n", ["--columns", "²,1"], ["columns", "²"]),
+    "no digit": ("a.tsv", b"q\ta\n", ["--columns", "²,1"], ["a.tsv, line 1", "'²'"]),
 }
 
 
@@ -347,8 +346,8 @@ BAD_SETTINGS: dict[str, list[str]] = {
     "--rank 0": ["rank", "at least 1", "got 0"],
     "--rank -1": ["rank", "got -1"],
     "--rank 17": ["rank must lie in 1..min(d_in, d_out) = 1..16", "got 17"],
-    "--rank 1.5": ["--rank", "1.5"],
-    "--rank four": ["--rank", "four"],
+    "--rank 1.5": ["--rank", "integer"],
+    "--rank four": ["--rank", "integer"],
     "--alpha 0": ["alpha", "positive", "0.0"],
     "--alpha nan": ["alpha", "nan"],
     "--targets nothing": ["'nothing' matches none", "nearest"],
@@ -546,7 +545,9 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_the_run_goes_on_from_it(desk
     line = ["adapt", "pairs.tsv", "--base", "base", "--batch-size", 4, "--steps", 25, "--out"]
     done(*line, "whole", cwd=desk)
     result = command(*line, "new", cwd=desk, code=failing_write(2))
-    assert (result.returncode, findings(result.stderr)) == (2, ["lora-np: No space left on device"]), result.stderr
+    (said,) = findings(result.stderr)
+    assert result.returncode == 2
+    assert re.fullmatch("lora-np: .*No space left on device", said)
     assert read_arrays(desk / "new.partial" / "checkpoint.safetensors")[1]["step"] == "10"
     assert "large" in refused(*line, "new", "--resume", cwd=desk, code=disk_full_after(1000))
     done(*line, "new", "--resume", cwd=desk)
@@ -678,7 +679,7 @@ def test_on_a_narrow_terminal_nothing_breaks(desk: Path) -> None:
         code, screen = on_a_terminal(*line.split(), cwd=desk, columns=40)
         assert code == 0, screen
         assert "Traceback" not in screen
-    code, screen = on_a_terminal(*"params gpt5".split(), cwd=desk, columns=40)
+    code, screen = on_a_terminal("params", "gpt5", cwd=desk, columns=40)
     assert code == 2
     assert screen.startswith("lora-np: model must be one of")
 
@@ -760,7 +761,7 @@ def test_importing_brings_nothing_but_numpy_and_autograd() -> None:
 def test_a_model_that_is_broken_in_its_sizes_is_refused_before_it_is_built(desk: Path) -> None:
     path = desk / "base" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "d_model": 10**9}))
-    assert "base/" in refused("generate", "--prompt", "q", "--base", "base", cwd=desk)
+    assert "base" in refused("generate", "--prompt", "q", "--base", "base", cwd=desk)  # not: "not enough memory"
 
 
 def test_a_base_of_other_numbers_gives_another_adapter(desk: Path) -> None:

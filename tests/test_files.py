@@ -257,16 +257,15 @@ def test_an_array_of_another_kind_of_number_is_refused_by_name(tmp_path: Path, d
     refused(lambda: load_adapter(tmp_path / "ad", start), str(path), name)
 
 
-def test_a_flipped_bit_of_a_number_is_seen_only_when_the_number_is_no_longer_finite(tmp_path: Path) -> None:
+def test_a_flipped_bit_of_a_number_is_seen(tmp_path: Path) -> None:
     start = base()
-    trained = saved_adapter(tmp_path / "ad", start)
+    saved_adapter(tmp_path / "ad", start)
     path = tmp_path / "ad" / "adapter.safetensors"
     whole = bytearray(path.read_bytes())
-    whole[-4] ^= 1  # the last bit of the last number's fraction: nothing in the file tells
+    load_adapter(tmp_path / "ad", start)  # contrast
+    whole[-4] ^= 1  # the last bit of the last number's fraction: it stays finite
     path.write_bytes(whole)
-    found, _ = load_adapter(tmp_path / "ad", start)
-    changed = hashes(parameters(found)).items() ^ hashes(parameters(trained)).items()
-    assert {name for name, _ in changed} == {"blocks.1.attention.value.B"}
+    refused(lambda: load_adapter(tmp_path / "ad", start), str(path), "corrupted")
     whole[-1], whole[-2] = 0x7F, 0x80  # all bits of its exponent
     path.write_bytes(whole)
     refused(lambda: load_adapter(tmp_path / "ad", start), str(path), "blocks.1.attention.value.B", "not finite")

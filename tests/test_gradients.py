@@ -262,10 +262,10 @@ def averaged(logits: Any, targets: Any, weights: Any, /, *, wanted: Any) -> Any:
     return operations.cross_entropy.forward(logits, targets, weights / weights.size, wanted=wanted)
 
 
-def one_entry_off_by_1e_8(name: str) -> Change:
+def one_entry_off(name: str, by: float) -> Change:
     def change(g: Gradients, saved: Any, dy: Any) -> Gradients:
         wrong = g[name].copy()
-        wrong.flat[abs(wrong).argmax()] *= 1 + 1e-8
+        wrong.flat[abs(wrong).argmax()] *= 1 + by
         return {name: wrong}
 
     return change
@@ -311,7 +311,11 @@ BACKWARD = {
     "a gradient of b that is one row's": backward_fault("linear", "b", lambda g, s, dy: {"b": rows(dy)[0]}),
     "a gradient of b of all rows, not summed": backward_fault("linear", "b", lambda g, s, dy: {"b": rows(dy)}),
     "a gradient of b that is the rows' mean": backward_fault("linear", "b", lambda g, s, dy: {"b": rows(dy).mean(0)}),
-    "one entry off by 1e-8": backward_fault("linear", "W", one_entry_off_by_1e_8("W")),
+    "one entry off by 1e-8": backward_fault("linear", "W", one_entry_off("W", 1e-8)),
+    "one entry off by less than the quotient can see": backward_fault(
+        "cross_entropy", "logits", one_entry_off("logits", 5e-10)
+    ),
+    "a gradient of b with an axis too many": backward_fault("linear", "b", lambda g, s, dy: {"b": g["b"][None]}),
     "repeated tokens counted once": backward_fault("embedding", "W", last_of_each_token),
     "a layer norm without the mean of g": backward_fault(
         "layer_norm",
@@ -378,6 +382,21 @@ def test_of_a_wrong_equation_with_its_right_gradient_only_the_textbook_knows(nam
     for row in check(CONSISTENT[name].planted(SQUARE)):
         assert row.hand_difference <= row.uncertainty < 1e-6
         assert min(row.hand_textbook, row.textbook_difference) > 0.1  # measured: at least 0.3
+
+
+def test_a_disagreement_below_the_error_of_the_quotient_is_found_by_the_textbook() -> None:
+    row = row_of(BACKWARD["one entry off by less than the quotient can see"].planted(SQUARE), "logits")
+    assert row.hand_difference <= row.uncertainty
+    assert row.verdict == "different"
+
+
+def test_a_mistake_that_hand_and_textbook_share_is_found_by_the_quotient() -> None:
+    """The square with 3x for its slope, in both."""
+    wrong = operation(lambda x, /, *, wanted: (x * x, x), lambda x, dy, wanted: [3 * x * dy])
+    case = Case("plain", lambda p: wrong(p["x"]).sum(), lambda p: wrong(p["x"]).sum(), {"x": np.array([0.7])}, 1.0)
+    row = row_of(case, "x")
+    assert row.hand_textbook == 0.0
+    assert row.verdict == "different"
 
 
 def test_a_gradient_that_is_transposed_where_W_is_not_square_is_different() -> None:
@@ -541,8 +560,10 @@ def test_two_witnesses_that_disagree_where_the_gradient_is_nearly_zero_are_diffe
     def book(p: Any) -> Any:
         return anp.sum(p["x"] ** 2)
 
-    case = Case("plain", lambda p: book(p) + 1e-9 * anp.sum(p["y"]), lambda p: book(p) + 0 * anp.sum(p["y"]), {}, 1.0)
-    case = replace(case, point={"x": np.array([1.0]), "y": np.array([1.0])})
+    point = {"x": np.array([1.0]), "y": np.array([1.0])}
+    hand, size = (lambda p: book(p) + 1e-9 * anp.sum(p["y"])), 1e3
+    case = Case("plain", hand, lambda p: book(p) + 0 * anp.sum(p["y"]), point, size)
+    assert abs(difference_quotient(hand, point, "y", size)[1]).max() > 1e-9  # which the quotient cannot see
     assert {row.array: row.verdict for row in check(case)} == {"x": "equal", "y": "different"}
 
 

@@ -14,9 +14,9 @@ from builders import moved, rescaled
 from lora_np import files, gradients
 from lora_np.lora import adapt, adapters, delta, merge
 from lora_np.model import TransformerConfig, initialize
-from lora_np.paper import report, study
+from lora_np.paper import proofs, report, results, study
 
-CONFIG = study.StudyConfig(ranks=(1, 2), steps=6, batch_size=4, examples=40, held_out=0.2, evaluations=3)
+CONFIG = results.StudyConfig(ranks=(1, 2), steps=6, batch_size=4, examples=40, held_out=0.2, evaluations=3)
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 
 
@@ -40,7 +40,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def made(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, study.StudyResult]:
+def made(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, results.StudyResult]:
     """A study that is complete, and its folder."""
     out = tmp_path_factory.mktemp("study") / "out"
     with pytest.MonkeyPatch.context() as patch:
@@ -63,7 +63,7 @@ def stop_at(label: str, after: int = 2) -> Callable[..., Iterator[Any]]:
 # --------------------------------------------------------------------------------------------------- a whole study
 
 
-def test_a_study_leaves_a_complete_folder(made: tuple[Path, study.StudyResult]) -> None:
+def test_a_study_leaves_a_complete_folder(made: tuple[Path, results.StudyResult]) -> None:
     out, result = made
     assert result.holds, result.claims
     names = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
@@ -73,14 +73,14 @@ def test_a_study_leaves_a_complete_folder(made: tuple[Path, study.StudyResult]) 
     assert not files.partial_folder(out).exists()
 
 
-def test_the_json_holds_every_number_of_the_result(made: tuple[Path, study.StudyResult]) -> None:
+def test_the_json_holds_every_number_of_the_result(made: tuple[Path, results.StudyResult]) -> None:
     out, result = made
     read = json.loads((out / "study.json").read_text(), parse_constant=lambda name: pytest.fail(name))
     assert read == json.loads(json.dumps(result.as_dict()))
-    assert study.Run.from_dict(read["runs"][1]) == result.runs[1]
+    assert results.Run.from_dict(read["runs"][1]) == result.runs[1]
 
 
-def test_parameters_are_counted_three_ways(made: tuple[Path, study.StudyResult]) -> None:
+def test_parameters_are_counted_three_ways(made: tuple[Path, results.StudyResult]) -> None:
     out, result = made
     for run, rank in zip(result.runs, (1, 2), strict=True):
         assert run.predicted == run.counted == run.stored == 2 * 2 * rank * (16 + 16)
@@ -89,7 +89,7 @@ def test_parameters_are_counted_three_ways(made: tuple[Path, study.StudyResult])
 
 
 def test_a_learning_curve_starts_at_the_base_and_ends_at_the_loss(
-    made: tuple[Path, study.StudyResult], base: Path
+    made: tuple[Path, results.StudyResult], base: Path
 ) -> None:
     out, result = made
     adapted, lora = files.load_adapter(out / "adapters/rank-2", files.load_model(base))
@@ -102,7 +102,7 @@ def test_a_learning_curve_starts_at_the_base_and_ends_at_the_loss(
     assert len(result.runs[1].losses) == CONFIG.steps
 
 
-def test_the_merge_is_proved_for_every_adapted_map(made: tuple[Path, study.StudyResult]) -> None:
+def test_the_merge_is_proved_for_every_adapted_map(made: tuple[Path, results.StudyResult]) -> None:
     _, result = made
     for run in result.runs:
         assert [p.path for p in run.maps] == [f"blocks.{i}.attention.{n}" for i in (0, 1) for n in ("query", "value")]
@@ -111,12 +111,14 @@ def test_the_merge_is_proved_for_every_adapted_map(made: tuple[Path, study.Study
         assert run.certificate.holds
 
 
-def test_the_same_study_again_finds_the_same(made: tuple[Path, study.StudyResult], base: Path, tmp_path: Path) -> None:
+def test_the_same_study_again_finds_the_same(
+    made: tuple[Path, results.StudyResult], base: Path, tmp_path: Path
+) -> None:
     again = study.study(tmp_path / "out", CONFIG, base=base)
     assert timeless(again) == timeless(made[1])
 
 
-def timeless(result: study.StudyResult) -> study.StudyResult:
+def timeless(result: results.StudyResult) -> results.StudyResult:
     runs = tuple(replace(run, seconds=0.0, step_seconds=0.0) for run in result.runs)
     return replace(result, seconds=0.0, runs=runs)
 
@@ -161,7 +163,7 @@ class Page(HTMLParser):
         self.text += data
 
 
-def test_the_report_is_well_formed_and_needs_nothing_else(made: tuple[Path, study.StudyResult]) -> None:
+def test_the_report_is_well_formed_and_needs_nothing_else(made: tuple[Path, results.StudyResult]) -> None:
     text = (made[0] / "report.html").read_text(encoding="utf-8")
     page = Page(text)
     assert text.startswith("<!DOCTYPE html>")
@@ -174,7 +176,7 @@ def test_the_report_is_well_formed_and_needs_nothing_else(made: tuple[Path, stud
     assert len(ids) == len(set(ids))
 
 
-def test_the_report_shows_the_numbers_of_the_run(made: tuple[Path, study.StudyResult]) -> None:
+def test_the_report_shows_the_numbers_of_the_run(made: tuple[Path, results.StudyResult]) -> None:
     out, result = made
     text = Page((out / "report.html").read_text(encoding="utf-8")).text
     assert "Everything holds." in text
@@ -191,7 +193,7 @@ def test_the_report_shows_the_numbers_of_the_run(made: tuple[Path, study.StudyRe
     assert "may be chance" in text
 
 
-def test_the_report_says_what_does_not_hold(made: tuple[Path, study.StudyResult]) -> None:
+def test_the_report_says_what_does_not_hold(made: tuple[Path, results.StudyResult]) -> None:
     wrong = replace(made[1], base_digest="another")
     text = Page(report.report(wrong)).text
     assert "Something does not hold." in text
@@ -199,7 +201,7 @@ def test_the_report_says_what_does_not_hold(made: tuple[Path, study.StudyResult]
     assert "not the same after every run" in text
 
 
-def test_text_in_the_report_is_escaped(made: tuple[Path, study.StudyResult]) -> None:
+def test_text_in_the_report_is_escaped(made: tuple[Path, results.StudyResult]) -> None:
     runs = tuple(replace(run, sample="<script>\x00 & more") for run in made[1].runs)
     text = report.report(replace(made[1], runs=runs, base_sample=""))
     assert "&lt;script&gt;\N{REPLACEMENT CHARACTER} &amp; more" in text
@@ -272,15 +274,15 @@ def test_a_file_with_other_numbers_is_found(base: Path, tmp_path: Path, monkeypa
     ]
 
 
-def test_an_adapter_that_does_nothing_proves_nothing(made: tuple[Path, study.StudyResult]) -> None:
-    proof = study.MapProof("query", gap=0.0, bound=1e-4, effect=0.0)
+def test_an_adapter_that_does_nothing_proves_nothing(made: tuple[Path, results.StudyResult]) -> None:
+    proof = proofs.MapProof("query", gap=0.0, bound=1e-4, effect=0.0)
     assert not proof.holds
-    assert not study.MapProof("query", gap=1e-6, bound=0.0, effect=1.0).holds
-    assert study.MapProof("query", gap=1e-6, bound=0.0, effect=1.0).used == np.inf
-    assert not study.MapProof("query", gap=np.nan, bound=1e-4, effect=1.0).holds
+    assert not proofs.MapProof("query", gap=1e-6, bound=0.0, effect=1.0).holds
+    assert proofs.MapProof("query", gap=1e-6, bound=0.0, effect=1.0).used == np.inf
+    assert not proofs.MapProof("query", gap=np.nan, bound=1e-4, effect=1.0).holds
 
 
-def test_a_study_without_adapters_holds_nothing(made: tuple[Path, study.StudyResult]) -> None:
+def test_a_study_without_adapters_holds_nothing(made: tuple[Path, results.StudyResult]) -> None:
     assert not replace(made[1], runs=()).holds
 
 
@@ -288,7 +290,7 @@ def test_a_study_without_adapters_holds_nothing(made: tuple[Path, study.StudyRes
 
 
 def test_a_stopped_study_leaves_no_folder_and_goes_on_where_it_was(
-    made: tuple[Path, study.StudyResult], base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made: tuple[Path, results.StudyResult], base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, lines = tmp_path / "out", list[str]()
     with pytest.raises(KeyboardInterrupt):
@@ -335,7 +337,7 @@ def test_there_must_be_something_to_resume(base: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_finished_study_is_not_overwritten_unasked(made: tuple[Path, study.StudyResult], base: Path) -> None:
+def test_a_finished_study_is_not_overwritten_unasked(made: tuple[Path, results.StudyResult], base: Path) -> None:
     before = (made[0] / "report.html").read_bytes()
     with pytest.raises(FileExistsError, match="exists"):
         study.study(made[0], CONFIG, base=base)
@@ -363,7 +365,7 @@ def test_settings_outside_their_range_are_refused(changes: dict[str, Any], messa
 
 
 def test_the_full_study_is_longer_and_has_seeds() -> None:
-    plain, full = study.StudyConfig(), study.StudyConfig.full()
+    plain, full = results.StudyConfig(), results.StudyConfig.full()
     assert full.ranks == plain.ranks == (1, 2, 4, 8, 16)
     assert full.steps > plain.steps
     assert full.seeds > 1
@@ -372,5 +374,5 @@ def test_the_full_study_is_longer_and_has_seeds() -> None:
 
 
 def test_no_example_is_seen_twice_in_training() -> None:
-    for config in (study.StudyConfig(), study.StudyConfig.full()):
+    for config in (results.StudyConfig(), results.StudyConfig.full()):
         assert config.steps * config.batch_size <= config.examples * (1 - config.held_out)

@@ -1,8 +1,9 @@
-"""Tutorial 03, deriving the gradients: the line that bears a tag, which witness stands alone, and three derivations."""
+"""Tutorial 03, deriving the gradients: the line that bears a tag, which witness stands alone, and what to derive."""
 
 from __future__ import annotations
 
 import inspect
+import textwrap
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
@@ -15,24 +16,27 @@ import numpy as np
 from .. import operations
 from ..arrays import Array
 from ..differentiation import operation
-from ..gradients import Case, Row, check, operation_cases
+from ..gradients import AGREEMENT, Case, Row, check, operation_cases
 from . import unanswered
 
 CLOSE = 1e-8  # of the largest number compared: in float64 a right derivation is a million times closer
-BOTH = 13  # a seed at which W is square and the rank is 2, so that every mistake has room to show itself
+SEED = 13  # a seed at which W is square and the rank is 2, so that every mistake has room to show itself
 
 
-def tagged(function: Any, tag: str) -> str:
-    """The lines of a function that bear an equation's tag; raises ValueError when none does.
+def tagged(function: Any, tag: str, lines: int = 1) -> str:
+    """The line of a function that bears an equation's tag, and so many lines in all that end with it.
 
     >>> print(tagged(operations.lora_linear.backward, "G1"))
     "B": lambda: scaling * (G.T @ Z),  # (G1)
+
+    Raises ValueError when no line bears the tag.
     """
-    lines = [line.strip() for line in inspect.getsource(function).splitlines() if "#" in line]
-    found = [line for line in lines if f"({tag})" in line.split("#", 1)[1]]
+    source = inspect.getsource(function).splitlines()
+    found = [i for i, line in enumerate(source) if f"({tag})" in line.partition("#")[2]]
     if not found:
         raise ValueError(f"no line of {function.__name__} bears the tag ({tag})")
-    return "\n".join(found)
+    shown = [textwrap.dedent("\n".join(source[max(0, i + 1 - lines) : i + 1])) for i in found]
+    return "\n".join(shown)
 
 
 def planted(name: str, backward: Callable[..., Any], forward: Callable[..., Any] | None = None) -> Any:
@@ -42,7 +46,18 @@ def planted(name: str, backward: Callable[..., Any], forward: Callable[..., Any]
     return SimpleNamespace(**{each: getattr(operations, each) for each in operations.__all__} | {name: exchanged})
 
 
-def case(name: str, operations: Any = operations, seed: int = BOTH) -> Case:
+def spoiled(name: str, array: str, change: Callable[[Array], Array]) -> Any:
+    """The operations of the library, with the gradient of one array of one of them changed: a planted fault."""
+    right = getattr(operations, name).backward
+
+    def backward(saved: Any, dy: Array, wanted: tuple[str, ...]) -> list[Array]:
+        gradients = zip(wanted, right(saved, dy, wanted), strict=True)
+        return [change(gradient) if each == array else gradient for each, gradient in gradients]
+
+    return planted(name, backward)
+
+
+def case(name: str, operations: Any = operations, seed: int = SEED) -> Case:
     """The gradient-check case of one operation, at random shapes and B ≠ 0; raises ValueError for an unknown name."""
     cases = {case.name: case for case in operation_cases(np.random.default_rng(seed), operations)}
     if name not in cases:
@@ -56,10 +71,10 @@ def at_zero_B(case: Case) -> Case:
 
 
 def alone(row: Row) -> str:
-    """The witness that two others contradict: "hand", "textbook", "all three disagree", or "none" when all agree."""
+    """Which witness do the two others contradict? "hand", "textbook" or "difference"; "none" when all three agree."""
     if row.holds:
         return "none"
-    limit = max(row.uncertainty, 1e-10)
+    limit = max(row.uncertainty, AGREEMENT)
     hand_book, hand_difference, book_difference = (
         gap <= limit for gap in (row.hand_textbook, row.hand_difference, row.textbook_difference)
     )
@@ -118,19 +133,21 @@ def check_rms_norm_gradient(answer: Any) -> None:
     print("Right: (N4) without its first mean, and autograd agrees.")
 
 
-def check_hidden_fault(answer: Any) -> None:
-    """A wrong backward of `lora_linear` that a check at B = 0 does not notice."""
-    if unanswered(answer, "a wrong backward(saved, dy, wanted) of lora_linear that passes every check at B = 0"):
+def check_hidden_fault(answer: Any, array: str) -> None:
+    """A backward of `lora_linear`, wrong about one array, that a check at B = 0 does not notice."""
+    task = f"a backward(saved, dy, wanted) of lora_linear, wrong about {array}, that passes every check at B = 0"
+    if unanswered(answer, task):
         return
     faulty = case("lora_linear", planted("lora_linear", answer))
     at_start = [row.array for row in check(at_zero_B(faulty)) if not row.holds]
     assert not at_start, (
         f"at B = 0 the witnesses already disagree about {', '.join(at_start)}: "
-        "put the fault where everything is multiplied by B"
+        "put the fault only where something is multiplied by B"
     )
     noticed = [row.array for row in check(faulty) if not row.holds]
-    assert noticed, "at B ≠ 0 it passes as well: so it is a right derivation, not a wrong one"
-    print(f"Right: nothing is noticed at B = 0, and at B ≠ 0 {', '.join(noticed)} is caught.")
+    assert noticed, "at B ≠ 0 it passes as well: this derivation is right, and it should be wrong"
+    assert noticed == [array], f"the fault should be in {array} alone, and at B ≠ 0 {', '.join(noticed)} is caught"
+    print(f"Right: nothing is noticed at B = 0, and at B ≠ 0 {array} is caught.")
 
 
 def _by_autograd(loss: Callable[[Any], Any], at: Array) -> Array:

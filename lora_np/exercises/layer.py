@@ -51,7 +51,7 @@ def check_alpha(answer: Any, rank: int, alpha: float, new_rank: int) -> None:
     """The α that, under s = α/√r, gives the new rank the s that the old rank had."""
     if unanswered(answer, f"the α that at rank {new_rank} gives the same s = α/√r as α = {alpha} at rank {rank}"):
         return
-    assert isinstance(answer, int | float) and not isinstance(answer, bool), f"α is a number, got {answer!r}"
+    assert isinstance(answer, int | float), f"α is a number, got {answer!r}"
     right = alpha * math.sqrt(new_rank / rank)
     if math.isclose(answer, alpha * new_rank / rank) and not math.isclose(answer, right):
         raise AssertionError(f"α = {answer} keeps α/r; here s = α/√r, so the rank counts by its square root")
@@ -76,7 +76,7 @@ def check_stacked(A: Any, B: Any, first: LoraLinear, second: LoraLinear) -> None
     A, B = np.asarray(A), np.asarray(B)
     rank = first.A.shape[0] + second.A.shape[0]
     d_out, d_in = first.base.W.shape
-    assert A.shape == (rank, d_in) and B.shape == (d_out, rank), (
+    assert (A.shape, B.shape) == ((rank, d_in), (d_out, rank)), (
         f"the ranks add up: A must be ({rank}, {d_in}) and B ({d_out}, {rank}), got {A.shape} and {B.shape}"
     )
     wanted = delta(first) + delta(second)
@@ -92,6 +92,6 @@ def check_stacked(A: Any, B: Any, first: LoraLinear, second: LoraLinear) -> None
     if any(is_it(s * (one + two)) for s in (first.scaling, second.scaling)):
         raise AssertionError("one s was used for both adapters: each has its own")
     assert is_it(wanted), (
-        "B @ A is not s₁B₁A₁ + s₂B₂A₂: rows of A and columns of B must stand in the same order, and each pair needs its s"
+        "B @ A is not s₁B₁A₁ + s₂B₂A₂: rows of A and columns of B must stand in one order, each pair with its s"
     )
     print(f"Right: two adapters of ranks {first.A.shape[0]} and {second.A.shape[0]} are one of rank {rank}.")

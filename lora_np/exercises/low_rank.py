@@ -58,7 +58,7 @@ def check_factors(A: Any, B: Any, update: Array, rank: int) -> None:
         return
     d_out, d_in = update.shape
     A, B = np.asarray(A, np.float64), np.asarray(B, np.float64)
-    assert A.shape == (rank, d_in) and B.shape == (d_out, rank), (
+    assert (A.shape, B.shape) == ((rank, d_in), (d_out, rank)), (
         f"A must be ({rank}, {d_in}) and B ({d_out}, {rank}), got {A.shape} and {B.shape}: "
         + ("A and B are exchanged" if B.shape == (rank, d_in) else "is one of them transposed?")
     )
@@ -89,9 +89,7 @@ def check_factors(A: Any, B: Any, update: Array, rank: int) -> None:
 
 def _whole(answer: Any) -> int:
     """The answer as an int, when it is a whole number."""
-    assert isinstance(answer, int | np.integer) and not isinstance(answer, bool), (
-        f"a rank is a whole number, got {answer!r}"
-    )
+    assert isinstance(answer, int | np.integer), f"a rank is a whole number, got {answer!r}"
     return int(answer)
 
 

@@ -65,9 +65,15 @@ def cliffs(singular_values: Mapping[str, Sequence[float]], rounding: float) -> A
         for i, (label, values) in enumerate(singular_values.items()):
             sigma = np.asarray(values) / values[0]
             index = np.arange(1, len(sigma) + 1)
-            axes.plot(index, sigma, label=label, markevery=max(1, len(sigma) // 12), **_look(i))
+            marked = [2**k - 1 for k in range(len(sigma).bit_length())]
+            axes.plot(index, sigma, label=label, markevery=marked, **_look(i))
         axes.axhline(rounding, color=GREY, linestyle=":", linewidth=1.3, label="rounding of float64")
+        ticks = [2**k for k in range(len(sigma).bit_length())]
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(ticks, [str(tick) for tick in ticks])
+        axes.minorticks_off()
         axes.set_yscale("log")
-        axes.set(xlabel="index i of the singular value", ylabel="σᵢ / σ₁ (no unit, log scale)")
+        axes.set_ylim(1e-20, 10.0)  # below it is the rounding of rounding
+        axes.set(xlabel="index i of the singular value (log scale)", ylabel="σᵢ / σ₁ (no unit, log scale)")
         _legend(figure, columns=2)
     return figure

@@ -39,11 +39,12 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from ..arrays import Array, array_module
+from ..arrays import Array, array_module, on_device
 from ..differentiation import operation
 
 QUERIES = 64  # rows of scores made at a time: narrow enough to skip what lies above the diagonal
 SCORES = 1 << 18  # numbers of one call: fewer, and two threads spend their time handing over the interpreter lock
+DEVICE_SCORES = 1 << 28  # the same on a device, where every call costs a launch: all queries at once, 1 GiB in float32
 
 
 def attention_forward(
@@ -121,10 +122,11 @@ def _blocks(Q: Array, K: Array, causal: bool) -> Iterator[tuple[slice, slice, sl
     """The pieces of the score matrix that are worth making: (sequences, queries, keys)."""
     batch, heads, queries, _ = Q.shape
     keys = K.shape[2]
-    step = max(1, SCORES // max(1, heads * min(QUERIES, queries) * keys))
+    rows, scores = (queries, DEVICE_SCORES) if on_device(Q) else (QUERIES, SCORES)
+    step = max(1, scores // max(1, heads * min(rows, queries) * keys))
     for b in range(0, batch, step):
-        for i in range(0, queries, QUERIES):
-            stop = min(i + QUERIES, queries)
+        for i in range(0, queries, rows):
+            stop = min(i + rows, queries)
             yield slice(b, b + step), slice(i, stop), slice(0, stop + keys - queries if causal else keys)
 
 

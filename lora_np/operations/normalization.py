@@ -24,16 +24,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..arrays import Array, array_module, row_blocks, rows
+import numpy as np
+
+from ..arrays import Array, array_module, fused, row_blocks, rows
 from ..differentiation import operation
 
 
 def layer_norm_forward(
     x: Array, gamma: Array, beta: Array, eps: float, /, *, wanted: tuple[str, ...]
 ) -> tuple[Array, Any]:
-    """(N1), (N2), a cache-sized block of rows at a time."""
+    """(N1), (N2), a cache-sized block of rows at a time; on a device by a few fused chains."""
     xp = array_module(x)
     X = rows(x)
+    if xp is not np:
+        centred, square = _centred(X, X.mean(axis=-1, keepdims=True))
+        inverse = _inverse_sigma(square.mean(axis=-1, keepdims=True), eps)
+        x_hat, y = _scaled(centred, inverse, gamma, beta)
+        return y.reshape(x.shape), (x_hat, inverse, gamma)
     n, d = X.shape
     y = xp.empty_like(X)
     x_hat = xp.empty_like(X) if wanted else y  # without a gradient to come, y takes its place
@@ -56,6 +63,10 @@ def layer_norm_backward(saved: Any, dy: Array, wanted: tuple[str, ...]) -> list[
     G = rows(dy)
 
     def gradient_x() -> Array:
+        if xp is not np:
+            g, product = _products(G, gamma, x_hat)
+            means = g.mean(axis=-1, keepdims=True), product.mean(axis=-1, keepdims=True)
+            return _projected(g, *means, x_hat, inverse_sigma).reshape(dy.shape)
         n, d = G.shape
         dX = xp.empty_like(x_hat)
         for block in row_blocks(n, d):
@@ -72,6 +83,37 @@ def layer_norm_backward(saved: Any, dy: Array, wanted: tuple[str, ...]) -> list[
         "beta": lambda: G.sum(axis=0),  # (N6)
     }
     return [gradient[name]() for name in wanted]
+
+
+# The same, operation for operation, in the chains between the means: what a device does in one kernel each.
+
+
+@fused
+def _centred(xp: Any, x: Array, mean: Array) -> tuple[Array, Array]:
+    centred = x - mean
+    return centred, centred * centred
+
+
+@fused
+def _inverse_sigma(xp: Any, variance: Array, eps: float) -> Array:
+    return 1.0 / xp.sqrt(variance + eps)
+
+
+@fused
+def _scaled(xp: Any, centred: Array, inverse_sigma: Array, gamma: Array, beta: Array) -> tuple[Array, Array]:
+    x_hat = centred * inverse_sigma  # (N1)
+    return x_hat, x_hat * gamma + beta  # (N2)
+
+
+@fused
+def _products(xp: Any, dy: Array, gamma: Array, x_hat: Array) -> tuple[Array, Array]:
+    g = dy * gamma
+    return g, g * x_hat
+
+
+@fused
+def _projected(xp: Any, g: Array, mean: Array, along: Array, x_hat: Array, inverse_sigma: Array) -> Array:
+    return (g - mean - x_hat * along) * inverse_sigma  # (N4)
 
 
 layer_norm = operation(layer_norm_forward, layer_norm_backward)

@@ -8,12 +8,11 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .. import figures
-
-if TYPE_CHECKING:
-    from .study import MapProof, Run, StudyResult
+from .proofs import MapProof
+from .results import Run, StudyResult
 
 # Student's t, 0.975 quantile, by the number of values (degrees of freedom plus one)
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}

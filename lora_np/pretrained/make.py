@@ -25,24 +25,50 @@ from .baselines import Bytes, gzip_bits_per_byte, ngram_bits_per_byte
 from .corpus import parts, stream
 
 SIZES = TransformerConfig(vocab=256, context=640, d_model=192, layers=4, heads=6)
-TRAINING = TrainingConfig(
-    steps=14000, learning_rate=2e-3, warmup=200, decay="cosine", beta2=0.99, weight_decay=0.1, micro_batches=2
-)
-STAGES = ((0, 8, 160), (12000, 4, SIZES.context))  # from this step on, so many windows of so many bytes
 SEED = 0
 
 
 @dataclass(frozen=True)
-class Windows:
-    """Endless batches of windows that start anywhere in a run of bytes; the step decides where and how long.
+class Phase:
+    """A training of its own, schedule and moments included: (from step, windows, bytes of each) say on what."""
 
-    Short windows first: what is near is learned first, and more cheaply; long ones at the end, for the whole context.
-    """
+    training: TrainingConfig
+    stages: tuple[tuple[int, int, int], ...]
+
+
+# Short windows first: what is near is learned first, and more cheaply. Then the whole context, whose later positions
+# are still new: they need a learning rate that is not small any more.
+PHASES = (
+    Phase(
+        TrainingConfig(
+            steps=14000, learning_rate=2e-3, warmup=200, decay="cosine", beta2=0.99, weight_decay=0.1, micro_batches=2
+        ),
+        ((0, 8, 160), (12000, 4, SIZES.context)),
+    ),
+    Phase(
+        TrainingConfig(
+            steps=2000, learning_rate=1e-3, warmup=50, decay="cosine", beta2=0.99, weight_decay=0.1, micro_batches=2
+        ),
+        ((0, 2, SIZES.context),),
+    ),
+    Phase(
+        TrainingConfig(
+            steps=3500, learning_rate=1.5e-3, warmup=50, decay="cosine", beta2=0.99, weight_decay=0.1, micro_batches=2
+        ),
+        ((0, 2, SIZES.context),),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Endless batches of windows that start anywhere in a run of bytes; the step decides where and how long."""
 
     text: Bytes
+    phase: Phase
 
     def __getitem__(self, step: int) -> Batch:
-        _, batch, size = [stage for stage in STAGES if stage[0] <= step][-1]
+        _, batch, size = [stage for stage in self.phase.stages if stage[0] <= step][-1]
         begin = np.random.default_rng([SEED, step]).integers(0, len(self.text) - size, batch)
         window = self.text[begin[:, None] + np.arange(size + 1)].astype(np.int64)
         weights = np.full((batch, size), 1.0 / (batch * size), np.float32)
@@ -63,24 +89,37 @@ def make(out: Path) -> None:
     train, held_out = (stream(texts) for texts in parts())
     model = initialize(SIZES, np.random.default_rng(SEED))
     out.mkdir(parents=True, exist_ok=True)
-    checkpoint, log = out / "checkpoint.safetensors", out / "log.json"
-    run = {"training": repr(TRAINING), "sizes": repr(SIZES), "stages": repr(STAGES)}
-    state = load_checkpoint(checkpoint, run) if checkpoint.exists() else start(parameters(model), TRAINING)
-    rows: list[Any] = read_json(log)["rows"] if state.step else []
-    losses, began = [], time.perf_counter() - (rows[-1][-1] if rows else 0.0)
-    for record in fit(model_loss(model), Windows(train), TRAINING, state):
+    rows: list[Any] = []
+    for number, phase in enumerate(PHASES, 1):
+        model, new = _trained(model, phase, out / f"phase-{number}", train, held_out)
+        rows += [[number, *row] for row in new]
+    save_model(out / "model", model, dtype=np.float16, overwrite=True)
+    (out / "README.md").write_text(_readme(load_model(out / "model"), train, held_out, rows))
+
+
+def _trained(
+    model: Transformer, phase: Phase, folder: Path, train: Bytes, held_out: Bytes
+) -> tuple[Transformer, list[Any]]:
+    """The model after a phase, and its log; what an interrupted run has done is read from its folder."""
+    folder.mkdir(exist_ok=True)
+    checkpoint, log, run = folder / "checkpoint.safetensors", folder / "log.json", {"phase": repr(phase)}
+    resumed = checkpoint.exists()
+    state = load_checkpoint(checkpoint, run) if resumed else start(parameters(model), phase.training)
+    rows: list[Any] = read_json(log)["rows"] if resumed else []
+    losses: list[float] = []
+    began = time.perf_counter() - (rows[-1][-1] if rows else 0.0)
+    for record in fit(model_loss(model), Windows(train, phase), phase.training, state):
         state = record.state
         losses.append(record.loss / float(np.log(2.0)))
         if state.step % 500 == 0:
             due = state.step % 2000 == 0
             held = bits_per_byte(with_parameters(model, state.trained), held_out) if due else None
-            rows.append((state.step, float(np.mean(losses)), held, time.perf_counter() - began))
+            rows.append([state.step, float(np.mean(losses)), held, time.perf_counter() - began])
             print(*rows[-1], flush=True)
             write_json(log, {"rows": rows})
             save_checkpoint(checkpoint, state, run)
             losses = []
-    save_model(out / "model", with_parameters(model, state.trained), dtype=np.float16, overwrite=True)
-    (out / "README.md").write_text(_readme(load_model(out / "model"), train, held_out, rows))
+    return with_parameters(model, state.trained), rows
 
 
 def scores(model: Transformer, train: Bytes, held_out: Bytes) -> dict[str, float]:
@@ -95,16 +134,18 @@ def scores(model: Transformer, train: Bytes, held_out: Bytes) -> dict[str, float
 def _readme(model: Transformer, train: Bytes, held_out: Bytes, rows: list[Any]) -> str:
     table = "\n".join(f"| {name} | {bits:.3f} |" for name, bits in scores(model, train, held_out).items())
     log = "\n".join(
-        f"| {step:,} | {loss:.3f} | {'' if scored is None else f'{scored:.3f}'} | {seconds / 60:.1f} |"
-        for step, loss, scored, seconds in rows
+        f"| {phase} | {step:,} | {loss:.3f} | {'' if scored is None else f'{scored:.3f}'} | {seconds / 60:.1f} |"
+        for phase, step, loss, scored, seconds in rows
     )
+    phases = "\n".join(f"  {number}. {phase}" for number, phase in enumerate(PHASES, 1))
     return f"""# The base model
 
 A byte-level causal transformer with {count(model):,} parameters, stored in float16 and computed in float32. Written
 by `python -m lora_np.pretrained.make`; nothing here was typed by hand.
 
 - sizes: {SIZES}
-- training: {TRAINING}, seed {SEED}; (from step, windows, bytes of each): {STAGES}
+- seed {SEED}, and two phases; stages are (from step, windows, bytes of each):
+{phases}
 - text: `pydoc_data.topics` and the docstrings of the standard library of Python {platform.python_version()}:
   {len(train):,} bytes to train on, {len(held_out):,} held out (all documents of a topic or source file, chosen by
   a hash of its name, so that no near copy of a held-out docstring is trained on)
@@ -123,10 +164,11 @@ so the figures, differ a little.
 
 ## The log
 
-Held-out text is scored in windows of the whole context, whose later positions are trained only by the last stage.
+Held-out text is scored in windows of the whole context, whose later positions are new to the model until it is trained
+on windows that long: hence the figures of the first phase. Minutes are of a machine of two cores that was busy.
 
-| step | training loss, bits per byte | held out | minutes |
-| --- | --- | --- | --- |
+| phase | step | training loss, bits per byte | held out | minutes |
+| --- | --- | --- | --- | --- |
 {log}
 """
 

@@ -1,0 +1,59 @@
+r"""The tutorials beside the code: copying the notebooks out, and showing a figure in one.
+
+Installed, the notebooks lie in `lora_np/notebooks`; in a clone of the repository they are `tutorials/` itself.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+PACKAGE = Path(__file__).parent
+PLACES = (PACKAGE / "notebooks", PACKAGE.parent / "tutorials")
+PATTERNS = ("README.md", "[0-9][0-9]-*.ipynb", "solutions/[0-9][0-9]-*.ipynb")
+
+
+def copy_tutorials(folder: str | Path) -> list[Path]:
+    """Copy the notebooks, their map and the worked solutions into a folder; give back what was written.
+
+    Each file appears whole or not at all. Raises FileExistsError, before anything is written, when one of them is
+    there already, and FileNotFoundError when this installation came without its tutorials.
+    """
+    from .files import write_atomically
+
+    folder = Path(folder)
+    found = _source()
+    copies = {path: folder / path.relative_to(found) for pattern in PATTERNS for path in sorted(found.glob(pattern))}
+    for copy in copies.values():
+        if copy.exists():
+            raise FileExistsError(f"{copy} exists, and may hold your own work: choose another folder, or move it away")
+    for path, copy in copies.items():
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(copy, path.read_bytes())
+    return list(copies.values())
+
+
+def show(figure: Any, dots: int = 110) -> Any:
+    """The figure as a PNG for the output of a notebook cell, at `dots` an inch.
+
+    A stored PNG is seen wherever the notebook is opened; Jupyter hides a stored SVG until its cell has been run.
+    """
+    from IPython.display import Image
+    from matplotlib import rc_context
+
+    from .figures import STYLE
+
+    file = io.BytesIO()
+    with rc_context(STYLE):
+        figure.savefig(file, format="png", dpi=dots, metadata={"Software": None})
+    return Image(data=file.getvalue(), format="png", width=round(96 * figure.get_figwidth()))
+
+
+def _source() -> Path:
+    for place in PLACES:
+        if (place / "README.md").is_file() and any(place.glob(PATTERNS[1])):
+            return place
+    raise FileNotFoundError(
+        f"this installation of lora_np holds no tutorials: looked in {' and '.join(map(str, PLACES))}"
+    )
