@@ -144,7 +144,7 @@ A byte-level causal transformer with {count(model):,} parameters, stored in floa
 by `python -m lora_np.pretrained.make`; nothing here was typed by hand.
 
 - sizes: {SIZES}
-- seed {SEED}, and two phases; stages are (from step, windows, bytes of each):
+- seed {SEED}, and these phases; stages are (from step, windows, bytes of each):
 {phases}
 - text: `pydoc_data.topics` and the docstrings of the standard library of Python {platform.python_version()}:
   {len(train):,} bytes to train on, {len(held_out):,} held out (all documents of a topic or source file, chosen by
