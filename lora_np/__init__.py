@@ -22,6 +22,7 @@ Source: Hu et al. 2021, LoRA: Low-Rank Adaptation of Large Language Models, arXi
 """
 
 from .certificate import certify
+from .devices import to_device
 from .differentiation import operation, value_and_grad
 from .files import load_adapter, load_model, save_adapter, save_model
 from .generation import generate
@@ -59,6 +60,7 @@ __all__ = [
     "save_adapter",
     "save_model",
     "start",
+    "to_device",
     "value_and_grad",
     "with_parameters",
 ]

@@ -58,7 +58,7 @@ def adapt(
     targets: Targets = "qv",
     steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 300,
     batch_size: Annotated[int, typer.Option(help="Examples a step.")] = 16,
-    learning_rate: Annotated[float, typer.Option(help="Of AdamW, at its largest.")] = 5e-3,
+    learning_rate: Annotated[float, typer.Option(help="Of AdamW, at its largest.")] = 1e-2,
     dropout: Annotated[float, typer.Option(help="Of the input of the low-rank branch.")] = 0.0,
     bias: Annotated[str, typer.Option(help="Biases to train as well: none, lora_only or all.")] = "none",
     tied_head: Annotated[str, typer.Option(help="With 'tokens' as a target: tie or untie the head.")] = "refuse",

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from .arrays import Array
-from .devices import to_host
+from .devices import explained_memory, to_host
 from .model import Transformer, ids_for
 
 
@@ -35,8 +35,9 @@ def generate(
         raise ValueError(f"temperature must be a number of at least 0, got {temperature!r}")
     if not len(prompt):
         raise ValueError("the prompt must hold at least one token")
-    caches = model.caches(batch=1)
-    logits = model(ids_for(model, np.asarray(prompt)[None]), caches=caches)[0, -1]
+    with explained_memory():
+        caches = model.caches(batch=1)
+        logits = model(ids_for(model, np.asarray(prompt)[None]), caches=caches)[0, -1]
     for position in range(len(prompt), len(prompt) + most):
         token = int(logits.argmax()) if temperature == 0.0 else sample(logits, temperature, rng)
         if token == end:
@@ -44,14 +45,15 @@ def generate(
         yield token
         if position == model.config.context or position + 1 == len(prompt) + most:
             return
-        logits = model(ids_for(model, np.array([[token]])), caches=caches)[0, -1]
+        with explained_memory():
+            logits = model(ids_for(model, np.array([[token]])), caches=caches)[0, -1]
 
 
 def sample(logits: Array, temperature: float, rng: np.random.Generator | None) -> int:
     """A token drawn from softmax(logits / temperature), on the host and in float64; raises ValueError without rng."""
     if rng is None:
         raise ValueError("a temperature above 0 draws tokens: pass rng, a numpy.random.Generator")
-    below = np.asarray(to_host(logits), np.float64)
+    below = np.array(to_host(logits), np.float64)
     below -= below.max()
     with np.errstate(over="ignore"):  # far below the best at a tiny temperature: −∞, and a weight of 0
         weights = np.exp(below / temperature)

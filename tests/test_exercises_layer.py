@@ -67,7 +67,7 @@ def test_the_alpha_that_keeps_s_is_accepted(capsys: Any) -> None:
 
 @pytest.mark.parametrize(
     ("answer", "hint"),
-    [(256, "keeps α/r"), (8, "that is s itself"), (16, "a smaller one"), (100, "α = 100 gives"), ("64", "is a number")],
+    [(256, "keeps α/r"), (8, "8 is s itself"), (16, "a smaller one"), (100, "α = 100 gives"), ("64", "is a number")],
 )
 def test_a_wrong_alpha_is_explained(answer: Any, hint: str) -> None:
     with pytest.raises(AssertionError, match=hint):

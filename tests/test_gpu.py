@@ -23,7 +23,7 @@ import lora_np.model
 import lora_np.training
 from lora_np import differentiation, operations
 from lora_np.adaptation import CHECKPOINT, DataConfig, adapt_to_file
-from lora_np.arrays import array_module, fused
+from lora_np.arrays import array_module, fused, row_blocks
 from lora_np.cli import main
 from lora_np.devices import DeviceError, DeviceMemoryError, device_of, to_device, to_host
 from lora_np.differentiation import operation, value_and_grad
@@ -116,6 +116,11 @@ def test_one_copy_for_every_array_and_none_for_what_is_there_already(gpu: Any) -
     )
 
 
+def test_a_device_walks_its_rows_in_one_block(gpu: Any) -> None:
+    assert len(list(row_blocks(1000, 10, 100))) == 100  # contrast
+    assert list(row_blocks(1000, 10, 100, strict)) == [slice(0, 1000)]
+
+
 def test_what_is_shared_stays_shared(gpu: Any) -> None:
     node = adapted(float32_model(), targets=("tokens",), tied_head="untie")
     assert node.head is not None
@@ -192,6 +197,7 @@ def test_a_full_device_says_what_was_asked_for_and_what_is_free(gpu: Any, monkey
         lambda: run(node, "*.A", "*.B", batches=Drawn(node, 64)),
         lambda: evaluate(node, [random_batch(node, batch=64)]),
         lambda: to_device(np.zeros(5_000), "gpu"),
+        lambda: next(generate(to_device(float32_model(context=200), "gpu"), np.arange(150) % 11, 1)),
     ]
     for use in uses:
         with pytest.raises(DeviceMemoryError, match=words):

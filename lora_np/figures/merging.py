@@ -23,7 +23,7 @@ def precisions(proofs: Mapping[str, Sequence[MapProof]]) -> Any:
     places = range(len(first))
     with _figure(6.6, 4.6) as figure:
         axes = figure.add_subplot()
-        effect = {"color": GREY, "marker": "*", "linestyle": "none"}
+        effect = {"color": "#000000", "marker": "_", "markersize": 18, "linestyle": "none", "markeredgewidth": 2}
         axes.plot(places, [proof.effect for proof in first], label="effect |adapted − base|", **effect)
         for i, (name, maps) in enumerate(proofs.items()):
             look = {"color": COLOURS[i], "marker": MARKERS[i], "linestyle": "none"}
@@ -58,6 +58,7 @@ def signature(gaps: Mapping[str, Sequence[float]], epsilons: Mapping[str, float]
         axes.set_yscale("log")
         axes.set_xticks(sizes, [f"{name}\n{epsilon:.1e}" for name, epsilon in epsilons.items()])
         axes.minorticks_off()
+        axes.set_xlim(min(sizes) / 10.0, max(sizes) * 10.0)
         axes.set(xlabel="precision, and its ε (log scale)", ylabel="largest difference of logits (log scale)")
         _legend(figure, columns=3)
     return figure

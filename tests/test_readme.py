@@ -1,0 +1,52 @@
+"""The README keeps its word: its example prints what it says, its commands exist, its links and its map lead somewhere."""
+
+import contextlib
+import io
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def block(marker: str, language: str) -> str:
+    """The fenced block that stands after an HTML comment."""
+    found = re.search(rf"<!-- {marker} -->\n```{language}\n(.*?)```", README, re.DOTALL)
+    assert found, f"README.md has no {language} block after <!-- {marker} -->"
+    return found.group(1)
+
+
+def test_the_example_prints_what_the_readme_says() -> None:
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(block("example", "python"), "README.md", "exec"), {})
+    assert printed.getvalue() == block("output", "text")
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\((?!https?:|#)([^)]+)\)", README))))
+def test_every_link_to_a_file_leads_somewhere(target: str) -> None:
+    assert (ROOT / target.partition("#")[0]).exists()
+
+
+def test_the_map_names_files_that_exist() -> None:
+    rows = re.findall(r"^\| (`[^|]+) \|", README.partition("## Map")[2].partition("\n## ")[0], re.MULTILINE)
+    named = [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
+    assert len(named) > 10
+    for name in named:
+        assert (ROOT / "lora_np" / name).exists() or (ROOT / name).exists(), name
+
+
+def test_every_command_of_the_table_exists() -> None:
+    from typer.main import get_command
+
+    from lora_np.cli import app
+
+    named = set(re.findall(r"^\| `lora-np (\w+)", README, re.MULTILINE))
+    assert named == set(get_command(app).commands)
+
+
+@pytest.mark.parametrize("name", ["study", "test"])
+def test_the_two_commands_are_one_line_each(name: str) -> None:
+    assert len(block(f"command: {name}", "bash").strip().splitlines()) == 1
