@@ -34,7 +34,7 @@ def generate(
     if not (math.isfinite(temperature) and temperature >= 0.0):
         raise ValueError(f"temperature must be a number of at least 0, got {temperature!r}")
     if not len(prompt):
-        raise ValueError("the prompt must hold at least one token")
+        raise ValueError("the prompt is empty: it must hold at least one token")
     with explained_memory():
         caches = model.caches(batch=1)
         logits = model(ids_for(model, np.asarray(prompt)[None]), caches=caches)[0, -1]

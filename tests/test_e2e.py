@@ -43,8 +43,7 @@ def test_the_merged_model_is_equal_within_its_bound(made: tuple[Path, str]) -> N
 def test_the_merged_model_answers_as_base_and_adapter_do(made: tuple[Path, str]) -> None:
     folder, _ = made
     prompt = ["--prompt", "name : Blue Spice | eat type : coffee shop | area : riverside", "--tokens", 60]
-    base, adapted, merged = (
-        done("generate", *prompt, *options, cwd=folder) for options in ([], ["--adapter", "ad"], ["--base", "m"])
-    )
-    assert adapted != base
+    drawn = [*prompt, "--temperature", 1.0]
+    assert done("generate", *drawn, "--adapter", "ad", cwd=folder) != done("generate", *drawn, cwd=folder)  # contrast
+    adapted, merged = (done("generate", *prompt, *one, cwd=folder) for one in (["--adapter", "ad"], ["--base", "m"]))
     assert merged == adapted

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import math
 import platform
 import re
@@ -166,10 +167,11 @@ def test_bytes_above_127_are_bytes_like_others() -> None:
 # how it is made
 
 
-def test_a_window_is_decided_by_its_step_and_predicts_its_next_bytes() -> None:
+@pytest.mark.parametrize("phase", make.PHASES)
+def test_a_window_is_decided_by_its_step_and_predicts_its_next_bytes(phase: make.Phase) -> None:
     content = np.arange(5000).astype(np.uint8)
-    windows, again = make.Windows(content), make.Windows(content.copy())
-    for begin, batch, size in make.STAGES:
+    windows, again = make.Windows(content, phase), make.Windows(content.copy(), phase)
+    for begin, batch, size in phase.stages:
         for step in (begin, begin + 1):
             one, other = windows[step], again[step]
             assert hashes(vars(one)) == hashes(vars(other))
@@ -177,13 +179,15 @@ def test_a_window_is_decided_by_its_step_and_predicts_its_next_bytes() -> None:
             assert (one.targets == (one.tokens + 1) % 256).all()
             assert one.weights.sum() == pytest.approx(1.0, rel=1e-5)
         assert (windows[begin].tokens != windows[begin + 1].tokens).any()
-    assert windows[make.STAGES[1][0] - 1].tokens.shape == make.STAGES[0][1:]
+    for before, after in itertools.pairwise(phase.stages):
+        assert windows[after[0] - 1].tokens.shape == before[1:]
 
 
-def test_the_stages_end_with_the_whole_context_and_within_the_training() -> None:
-    begins, _, sizes = zip(*make.STAGES, strict=True)
+@pytest.mark.parametrize("phase", make.PHASES)
+def test_the_stages_end_with_the_whole_context_and_within_the_training(phase: make.Phase) -> None:
+    begins, _, sizes = zip(*phase.stages, strict=True)
     assert begins[0] == 0
-    assert begins[-1] < make.TRAINING.steps
+    assert begins[-1] < phase.training.steps
     assert sizes[-1] == make.SIZES.context
 
 
@@ -205,8 +209,9 @@ def test_bits_per_byte_charges_every_byte_after_the_first_once() -> None:
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """A script that makes a tiny model of a tiny text in a second or two."""
     monkeypatch.setattr(make, "SIZES", TransformerConfig(vocab=256, context=12, d_model=8, layers=1, heads=2))
-    monkeypatch.setattr(make, "TRAINING", TrainingConfig(steps=1100, learning_rate=1e-2, warmup=5))
-    monkeypatch.setattr(make, "STAGES", ((0, 2, 6), (900, 1, 12)))
+    short = make.Phase(TrainingConfig(steps=600, learning_rate=1e-2, warmup=5), ((0, 2, 6), (400, 1, 12)))
+    long = make.Phase(TrainingConfig(steps=1100, learning_rate=1e-2, warmup=5), ((0, 1, 12),))
+    monkeypatch.setattr(make, "PHASES", (short, long))
     monkeypatch.setattr(make, "parts", lambda: (["tick tock " * 20, "tock tick " * 20], ["tick tock tick " * 5]))
 
 
@@ -232,9 +237,10 @@ def test_making_it_twice_makes_the_same_bytes_even_when_it_is_stopped(
             make.make(tmp_path / "b")
     make.make(tmp_path / "b")
     assert written(tmp_path / "a") == written(tmp_path / "b")
-    logs = [re.findall(r"^\| ([\d,]+) \| ([\d.]+) \|", (tmp_path / x / "README.md").read_text(), re.M) for x in "ab"]
+    row = r"^\| (\d) \| ([\d,]+) \| ([\d.]+) \|"
+    logs = [re.findall(row, (tmp_path / x / "README.md").read_text(), re.M) for x in "ab"]
     assert logs[0] == logs[1]
-    assert [step for step, _ in logs[0]] == ["500", "1,000"]
+    assert [(phase, step) for phase, step, _ in logs[0]] == [("1", "500"), ("2", "500"), ("2", "1,000")]
 
 
 def test_the_script_writes_a_model_that_learned_and_a_readme_with_its_numbers(tmp_path: Path, small: None) -> None:
@@ -293,8 +299,7 @@ def test_the_readme_is_of_the_model_that_ships_and_of_the_script() -> None:
     assert f"`{digest(base)}`" in said
     assert f"{count(base):,} parameters" in said
     assert str(make.SIZES) in said
-    assert str(make.TRAINING) in said
-    assert str(make.STAGES) in said
+    assert all(str(phase) in said for phase in make.PHASES)
 
 
 def test_the_model_that_ships_beats_both_baselines() -> None:
@@ -304,12 +309,14 @@ def test_the_model_that_ships_beats_both_baselines() -> None:
 
 
 def test_the_log_covers_the_whole_training() -> None:
-    rows = re.findall(r"^\| ([\d,]+) \| (\d\.\d{3}) \| (?:\d\.\d{3})? *\| ([\d.]+) \|$", readme(), re.M)
-    steps = [int(step.replace(",", "")) for step, _, _ in rows]
-    assert steps == list(range(500, make.TRAINING.steps + 1, 500))
-    minutes = [float(minute) for *_, minute in rows]
-    assert minutes == sorted(minutes)
-    assert float(rows[-1][1]) < float(rows[0][1])
+    rows = re.findall(r"^\| (\d) \| ([\d,]+) \| (\d\.\d{3}) \| (?:\d\.\d{3})? *\| ([\d.]+) \|$", readme(), re.M)
+    steps = [(int(phase), int(step.replace(",", ""))) for phase, step, *_ in rows]
+    every = [(i, n) for i, p in enumerate(make.PHASES, 1) for n in range(500, p.training.steps + 1, 500)]
+    assert steps == every
+    for phase in range(1, len(make.PHASES) + 1):
+        minutes = [float(row[3]) for row in rows if row[0] == str(phase)]
+        assert minutes == sorted(minutes)
+    assert float(rows[-1][2]) < float(rows[0][2])
 
 
 @pytest.mark.slow

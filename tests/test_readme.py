@@ -1,4 +1,4 @@
-"""The README keeps its word: its example prints what it says, its commands exist, its links and its map lead somewhere."""
+"""The README keeps its word: its example prints what it says, and its commands, links and map lead somewhere."""
 
 import contextlib
 import io

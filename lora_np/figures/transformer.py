@@ -38,7 +38,7 @@ def attention_heads(probabilities: Array, characters: Sequence[str], titles: Seq
     colours = LinearSegmentedColormap.from_list("probability", DARK_ON_LIGHT).with_extremes(bad=HIDDEN)
     columns = min(heads, 3)
     rows = -(-heads // columns)
-    inches = 4.6 if columns == 1 else 2.6
+    inches = {1: 4.6, 2: 3.8, 3: 3.1}[columns]  # of a panel
     letters = ["␣" if character == " " else character for character in characters]
     size = min(9.0, 55.0 * inches / max(seq, 1))
     with _figure(inches * columns + 0.9, (inches + 0.25) * rows + 0.2) as figure:
