@@ -170,9 +170,14 @@ def _gaps(adapted: Transformer, merged: Transformer, tokens: Array) -> ModelGaps
 def _explained(factor: float | None) -> str:
     if factor is None:
         return "the adapter changes nothing here, and yet it differs from the base"
-    known = {0.0: "nothing was merged", 1.0: "the update is there, but not exact", 2.0: "it was merged twice"}
+    known = {
+        0.0: "nothing was merged",
+        1.0: "the update is there, but not exact",
+        2.0: "it was merged twice, or with twice the scale",
+    }
     nearest = min(known, key=lambda c: abs(c - factor))
-    reason = known[nearest] if abs(nearest - factor) < 0.01 else "another scale, or another adapter"
+    tolerance = 1e-3 if nearest else 1e-6  # an update that is not there leaves exactly 0, rounding aside
+    reason = known[nearest] if abs(nearest - factor) < tolerance else "another scale, or another adapter"
     return f"the update found is {factor:.4g} times the one expected ({reason})"
 
 

@@ -261,6 +261,7 @@ def study(
     out: Out = Path("lora-study"),
     full: Annotated[bool, typer.Option("--full", help="More steps and more seeds.")] = False,
     base: Base = None,
+    device: Device = "cpu",
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> int:
@@ -268,11 +269,13 @@ def study(
 
     Example: lora-np study --out lora-study
     """
+    from dataclasses import replace
+
     from .paper.results import StudyConfig
     from .paper.study import study as studied
     from .progress import watch
 
-    config = StudyConfig.full() if full else StudyConfig()
+    config = replace(StudyConfig.full() if full else StudyConfig(), device=device)
     result = studied(out, config, base=base, resume=resume, overwrite=overwrite, watch=watch, say=say)
     say(f"{'everything holds' if result.holds else 'something does NOT hold'}: {out / 'report.html'}")
     return 0 if result.holds else 1

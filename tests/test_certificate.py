@@ -22,7 +22,11 @@ PRECISIONS = [np.float64, np.float32]
 in_both_precisions = pytest.mark.parametrize("dtype", PRECISIONS)
 EVERYTHING = {"targets": ("attention+mlp", "tokens", "head")}
 QUERY = "blocks.0.attention.query"
-REASON = {0.0: "nothing was merged", 1.0: "the update is there, but not exact", 2.0: "it was merged twice"}
+REASON = {
+    0.0: "nothing was merged",
+    1.0: "the update is there, but not exact",
+    2.0: "it was merged twice, or with twice the scale",
+}
 
 
 def rng(seed: int = 0) -> np.random.Generator:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders import config, model
+from builders import config, hashes, model
 
 from lora_np.adaptation import bits_per_byte
 from lora_np.costs import SHAPES, lora_count, optimizer_bytes, parameter_count
@@ -20,11 +20,12 @@ from lora_np.exercises.rank import (
     check_largest_rank,
     check_optimizer_bytes,
     check_paired_interval,
+    fastest_steps,
     outcome,
 )
 from lora_np.lora import LoraConfig, adapt
-from lora_np.parameters import count
-from lora_np.tasks import encode, generate
+from lora_np.parameters import count, parameters
+from lora_np.tasks import collate, encode, generate
 from lora_np.tokenizers import ByteTokenizer
 from lora_np.training import TrainingConfig
 
@@ -75,7 +76,6 @@ def test_an_outcome_is_a_training_that_is_scored_and_counted() -> None:
     assert (one.placement, one.rank, one.seed) == ("v", 2, 4)
     assert one.bill == bill(base, lora)
     assert one.held_out == same.held_out < bits_per_byte(base, sequences[:2], 2)
-    assert one.step_seconds > 0
 
 
 def test_an_outcome_of_another_placement_is_named_by_its_targets() -> None:
@@ -83,6 +83,17 @@ def test_an_outcome_of_another_placement_is_named_by_its_targets() -> None:
     lora = LoraConfig(rank=1, targets=("mlp.up", "mlp.down"))
     found = outcome(small_base(), lora, TrainingConfig(steps=1, warmup=0), sequences, sequences)
     assert found.placement == "mlp.up + mlp.down"
+
+
+def test_the_fastest_step_of_every_way_is_timed() -> None:
+    base = small_base()
+    batch = collate(encode(generate(4, np.random.default_rng(0)), ByteTokenizer(), 200), ByteTokenizer().end)
+    ways = {"full": None, "small": LoraConfig(rank=1), ("qkvo", 2): LoraConfig(rank=2, targets="qkvo")}
+    before = hashes(parameters(base))
+    seconds = fastest_steps(base, ways, batch, turns=2)
+    assert list(seconds) == list(ways)
+    assert all(0 < taken < 60 for taken in seconds.values())
+    assert hashes(parameters(base)) == before
 
 
 def test_an_interval_is_students() -> None:

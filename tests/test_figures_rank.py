@@ -18,9 +18,7 @@ COSTS = {"q": 1536, "qkvo": 6144}
 def outcomes() -> list[Outcome]:
     """Losses that fall with the rank and with the number of matrices; not in order of rank."""
     return [
-        Outcome(
-            name, rank, 0, Bill(cost * rank, 8 * cost * rank, 4 * cost * rank + 1000), 3.5 - cost / 1e4 - rank / 20, 0.1
-        )
+        Outcome(name, rank, 0, Bill(cost * rank, 8 * cost * rank, 4 * cost * rank + 1000), 3.5 - cost / 1e4 - rank / 20)
         for name, cost in COSTS.items()
         for rank in (4, 1, 16)
     ]

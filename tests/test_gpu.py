@@ -29,9 +29,11 @@ from lora_np.devices import DeviceError, DeviceMemoryError, device_of, to_device
 from lora_np.differentiation import operation, value_and_grad
 from lora_np.files import read_arrays, save_model
 from lora_np.generation import generate
-from lora_np.gradients import gradcheck
+from lora_np.gradients import gradcheck, operation_cases
 from lora_np.lora import LoraConfig, adapt, delta, merge, rounding_bound
 from lora_np.model import Transformer, batch_for, language_model_loss
+from lora_np.paper.results import StudyConfig
+from lora_np.paper.study import study
 from lora_np.parameters import parameters, with_parameters
 from lora_np.training import NonFiniteError, Record, TrainingConfig, evaluate, fit, model_loss, start
 
@@ -734,6 +736,24 @@ def test_adapting_to_a_file_gives_the_same_adapter(gpu: Any, job: Callable[..., 
     results = job("here"), job("there", device="gpu")
     assert results[0] == results[1]
     files = [(tmp_path / out / "adapter.safetensors").read_bytes() for out in ("here", "there")]
+    assert files[0] == files[1]
+
+
+def test_the_study_finds_the_same_on_a_device(gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    report = lora_np.gradients.Report(
+        0, tuple(lora_np.gradients.check(next(operation_cases(np.random.default_rng(0)))))
+    )
+    monkeypatch.setattr(lora_np.gradients, "gradcheck", lambda seed, watch, device: asked.append(device) or report)
+    save_model(tmp_path / "base", float32_model(vocab=256, context=256))
+    config = StudyConfig(ranks=(2,), steps=4, batch_size=4, examples=40, held_out=0.2, evaluations=2)
+    results = [
+        study(tmp_path / device, replace(config, device=device), base=tmp_path / "base") for device in ("cpu", "gpu")
+    ]
+    assert asked == ["cpu", "gpu"]
+    assert results[0].holds
+    assert results[1].holds
+    files = [(tmp_path / device / "adapters/rank-2/adapter.safetensors").read_bytes() for device in ("cpu", "gpu")]
     assert files[0] == files[1]
 
 

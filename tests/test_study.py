@@ -28,7 +28,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def few_gradients(seed: int, watch: Callable[..., Iterable[Any]]) -> gradients.Report:
+def few_gradients(seed: int, watch: Callable[..., Iterable[Any]], device: str) -> gradients.Report:
     """The check of one operation instead of all; `gradcheck` itself has its own tests."""
     cases = list(gradients.operation_cases(np.random.default_rng(seed)))[:1]
     return gradients.Report(seed, tuple(row for case in watch(cases) for row in gradients.check(case)))
@@ -237,8 +237,8 @@ def in_place(model: Any) -> Any:
     return study.unadapted(model)
 
 
-def different(seed: int, watch: Any) -> gradients.Report:
-    first, *others = few_gradients(seed, watch).rows
+def different(seed: int, watch: Any, device: str) -> gradients.Report:
+    first, *others = few_gradients(seed, watch, device).rows
     return gradients.Report(seed, (replace(first, verdict="different"), *others))
 
 

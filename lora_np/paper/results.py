@@ -24,6 +24,7 @@ class StudyConfig:
     examples       of the task, in all                  held_out       the fraction that is never trained on
     evaluations    points of a learning curve           seeds          adapters for each rank
     seed           of task, split and gradient checks; the adapters take seed, seed + 1, ... for A and the batches
+    device         "cpu" or "gpu": where gradients are checked and adapters trained; the proofs are made on the host
 
     Raises ValueError for a value outside its range.
     """
@@ -39,6 +40,7 @@ class StudyConfig:
     evaluations: int = 6
     seeds: int = 1
     seed: int = 0
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "examples", "evaluations", "seeds"):

@@ -28,6 +28,7 @@ from ..adaptation import bits_per_byte
 from ..arrays import Array
 from ..certificate import certify
 from ..costs import lora_count
+from ..devices import to_device
 from ..generation import generate as generated
 from ..lora import adapt, merge, unadapted
 from ..model import Transformer, shape_of
@@ -157,6 +158,7 @@ def _fitted(
     fresh: Transformer, base_loss: float, task: Task, config: StudyConfig, seed: int, watch: Watch, label: str
 ) -> tuple[dict[str, Array], tuple[float, ...], tuple[tuple[int, float], ...], list[float]]:
     """The trained arrays, the loss of every batch, the held-out curve, and the seconds of every step."""
+    fresh = to_device(fresh, config.device)
     settings, batches = config.training(seed), Batches(task.train, config.batch_size, seed, ByteTokenizer().end)
     state = training.start(parameters(fresh, *config.lora(1).trained), settings)
     losses, curve, times = [], [(0, base_loss)], []
@@ -168,7 +170,7 @@ def _fitted(
         if record.step in config.points:
             now = with_parameters(fresh, state.trained)
             curve.append((record.step, bits_per_byte(now, task.held_out, config.batch_size)))
-    return state.trained, tuple(losses), tuple(curve), times
+    return to_device(state.trained, "cpu"), tuple(losses), tuple(curve), times
 
 
 def _stored(path: Path) -> tuple[int, int, int]:
@@ -219,7 +221,8 @@ class _Work:
 
     def result(self, began: float) -> StudyResult:
         """Everything, in order; what a stopped study has finished is read instead of made."""
-        checked, base_loss = self.gradients(), bits_per_byte(self.model, self.task.held_out, self.config.batch_size)
+        checked, base = self.gradients(), to_device(self.model, self.config.device)
+        base_loss = bits_per_byte(base, self.task.held_out, self.config.batch_size)
         self.say(f"base: {base_loss:.4f} bits per held-out byte; the floor of the task is {self.task.floor:.4f}")
         runs = tuple(self.run(base_loss, rank, seed) for rank, seed in self.config.jobs)
         return StudyResult(
@@ -242,8 +245,8 @@ class _Work:
     def gradients(self) -> gradients.Report:
         kept = self._kept("gradients")
         if kept is None:
-            seed, watch = self.config.seed, self.watch
-            checked = gradients.gradcheck(seed, lambda cases: watch(cases, "gradients", len(cases), 0, None))
+            seed, watch, device = self.config.seed, self.watch, self.config.device
+            checked = gradients.gradcheck(seed, lambda cases: watch(cases, "gradients", len(cases), 0, None), device)
             self._keep("gradients", asdict(checked))
         else:
             rows = (gradients.Row(**{**row, "shape": tuple(row["shape"])}) for row in kept["rows"])
