@@ -6,8 +6,8 @@ merged in, BA takes `rank` roundings, the factor s one and the sum one more, so 
 $$|\hat W - (W_0 + s\,BA)| \le \gamma_n\,\big(|W_0| + s\,|B||A|\big),\qquad
   \gamma_n = \frac{nu}{1-nu},\quad n = r + 3 \tag{V1}$$
 
-elementwise, one rounding being spent on the check itself, which is made in float64. What is not adapted must be equal
-to the bit.
+elementwise. The one more is for s, which is rounded where it meets arrays of a lower precision than float64; in float64
+it is for the check itself. What is not adapted must be equal to the bit.
 
 **What went wrong**, if something did: the factor $\hat c$ that explains the found update best,
 
