@@ -22,7 +22,7 @@ from .arrays import Array, array_module
 from .costs import PRESETS
 from .devices import to_host
 from .model import Embedding, Linear, Transformer
-from .operations import embedding, linear, lora_linear
+from .operations import cross_entropy, embedding, linear, lora_linear
 from .parameters import matches, matching, walk, with_modules
 
 # rank and alpha → s. The second keeps the size of the update steady as the rank grows (Kalajdzievski 2023, rsLoRA).
@@ -134,6 +134,10 @@ class LoraLinear:
         mask = None if self.generator is None else dropout_mask(self.generator, x, self.dropout)
         return lora_linear(x, self.base.W, self.base.b, self.A, self.B, self.scaling, mask)
 
+    def loss(self, h: Array, targets: Array, weights: Array) -> Any:
+        """As a head: the cross-entropy of its logits."""
+        return cross_entropy(self(h), targets, weights)
+
 
 @dataclass(frozen=True)
 class LoraEmbedding:
@@ -159,6 +163,10 @@ class LoraEmbedding:
     def logits(self, h: Array) -> Array:
         """The tied head of the adapted table: h (W + s (BA)ᵀ)ᵀ = h Wᵀ + s (h B) A."""
         return self.base.logits(h) + self.scaling * linear(linear(h, self.B.T, None), self.A.T, None)
+
+    def loss(self, h: Array, targets: Array, weights: Array) -> Any:
+        """The cross-entropy of these logits."""
+        return cross_entropy(self.logits(h), targets, weights)
 
 
 Adapted = (LoraLinear, LoraEmbedding)

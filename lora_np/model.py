@@ -22,7 +22,7 @@ import numpy.typing as npt
 from .arrays import Array, array_module, is_array, on_device
 from .costs import Shape
 from .devices import check_together, to_device
-from .operations import attention, cross_entropy, embedding, gelu, layer_norm, linear
+from .operations import attention, cross_entropy, embedding, gelu, head_cross_entropy, layer_norm, linear
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,12 @@ class Linear:
     def __call__(self, x: Array) -> Array:
         return linear(x, self.W, self.b)
 
+    def loss(self, h: Array, targets: Array, weights: Array) -> Any:
+        """As a head: the cross-entropy of its logits, which are not made whole where there is no bias."""
+        if self.b is not None:
+            return cross_entropy(self(h), targets, weights)
+        return head_cross_entropy(h, self.W, targets, weights)
+
 
 @dataclass(frozen=True)
 class Embedding:
@@ -96,6 +102,10 @@ class Embedding:
     def logits(self, h: Array) -> Array:
         """h (..., d_model) against every row of the table: (..., vocab)."""
         return linear(h, self.W, None)
+
+    def loss(self, h: Array, targets: Array, weights: Array) -> Any:
+        """The cross-entropy of these logits, without ever making them whole."""
+        return head_cross_entropy(h, self.W, targets, weights)
 
 
 @dataclass(frozen=True)
@@ -192,6 +202,12 @@ class Transformer:
         h = self.hidden(tokens, mask, caches)
         return self.tokens.logits(h) if self.head is None else self.head(h)
 
+    def loss(self, tokens: Array, targets: Array, weights: Array, mask: Array | None = None) -> Any:
+        """The cross-entropy of these logits with targets (batch, seq), each position weighted; raises as they do."""
+        check_together(model=self.positions.W, targets=targets, weights=weights)
+        h = self.hidden(tokens, mask)
+        return (self.tokens if self.head is None else self.head).loss(h, targets, weights)
+
     def hidden(self, tokens: Array, mask: Array | None = None, caches: tuple[Cache, ...] | None = None) -> Array:
         """The normalised residual stream before the head, (batch, seq, d_model)."""
         seen = caches[0].length if caches else 0
@@ -252,8 +268,7 @@ def language_model_loss(model: Any, batch: Any) -> Any:
     batch has tokens and targets (batch, seq) and weights (batch, seq) that sum to 1 over the whole batch. Raises
     TypeError when a part of it is not on the device of the model.
     """
-    check_together(model=model.positions.W, targets=batch.targets, weights=batch.weights)
-    return cross_entropy(model(batch.tokens), batch.targets, batch.weights)
+    return model.loss(batch.tokens, batch.targets, batch.weights)
 
 
 def initialize(config: TransformerConfig, rng: np.random.Generator, dtype: npt.DTypeLike = np.float32) -> Transformer:

@@ -7,8 +7,18 @@ L is the loss and dy stands for ∂L/∂y, an array of the shape of y.
 from .activation import gelu
 from .attention import attention
 from .embedding import embedding
+from .head import head_cross_entropy
 from .linear import linear, lora_linear
 from .loss import cross_entropy
 from .normalization import layer_norm
 
-__all__ = ["attention", "cross_entropy", "embedding", "gelu", "layer_norm", "linear", "lora_linear"]
+__all__ = [
+    "attention",
+    "cross_entropy",
+    "embedding",
+    "gelu",
+    "head_cross_entropy",
+    "layer_norm",
+    "linear",
+    "lora_linear",
+]

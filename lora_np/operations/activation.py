@@ -20,6 +20,7 @@ import numpy as np
 
 from ..arrays import Array, array_module, fused, row_blocks
 from ..differentiation import operation
+from ..threads import each
 
 C = math.sqrt(2.0 / math.pi)
 CUBIC = 0.044715
@@ -33,14 +34,15 @@ def gelu_forward(x: Array, /, *, wanted: tuple[str, ...]) -> tuple[Array, Any]:
     flat = x.reshape(-1)
     y = xp.empty_like(flat)
     slope = xp.empty_like(flat) if wanted else None
-    for block in row_blocks(flat.size, 1):
-        v = flat[block]
-        square = v * v
+
+    def block(i: slice) -> None:
+        v, half = flat[i], y[i]
+        square = xp.multiply(v, v, out=None if slope is None else slope[i])
         t = square * (C * CUBIC)
         t += C
         t *= v
         xp.tanh(t, out=t)
-        half = xp.multiply(t, 0.5, out=y[block])
+        xp.multiply(t, 0.5, out=half)
         half += 0.5  # (1 + t) / 2
         if slope is not None:
             square *= 3.0 * C * CUBIC
@@ -49,8 +51,10 @@ def gelu_forward(x: Array, /, *, wanted: tuple[str, ...]) -> tuple[Array, Any]:
             xp.subtract(1.0, t, out=t)
             square *= t
             square += 1.0
-            xp.multiply(square, half, out=slope[block])  # (A3)
+            square *= half  # (A3)
         half *= v  # (A1)
+
+    each(block, row_blocks(flat.size, 1))
     return y.reshape(x.shape), None if slope is None else slope.reshape(x.shape)
 
 
@@ -66,7 +70,11 @@ def _chain(xp: Any, x: Array) -> tuple[Array, Array]:
 
 def gelu_backward(saved: Any, dy: Array, wanted: tuple[str, ...]) -> list[Array]:
     """(A4)."""
-    return [saved * dy]
+    xp = array_module(dy)
+    dx = xp.empty_like(saved)
+    slope, G, flat = saved.reshape(-1), dy.reshape(-1), dx.reshape(-1)
+    each(lambda i: xp.multiply(slope[i], G[i], out=flat[i]), row_blocks(flat.size, 1, xp=xp))
+    return [dx]
 
 
 gelu = operation(gelu_forward, gelu_backward)

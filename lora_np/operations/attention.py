@@ -41,6 +41,9 @@ from typing import Any
 
 from ..arrays import Array, array_module, on_device
 from ..differentiation import operation
+from ..threads import each
+
+Group = tuple[slice, slice]  # of sequences, of heads
 
 QUERIES = 64  # rows of scores made at a time: narrow enough to skip what lies above the diagonal
 SCORES = 1 << 18  # numbers of one call: fewer, and two threads spend their time handing over the interpreter lock
@@ -58,56 +61,65 @@ def attention_forward(
     *,
     wanted: tuple[str, ...],
 ) -> tuple[Array, Any]:
-    """(S1) to (S3)."""
+    """(S1) to (S3); a column of ones beside the values makes the sum of (S2) in the product of (S3)."""
     xp = array_module(q)
     Q, K, V = (_split(x, heads) for x in (q, k, v))
     if causal and Q.shape[2] > K.shape[2]:
         raise ValueError(f"causal attention needs a key for every query, got {Q.shape[2]} and {K.shape[2]} keys")
     scale = 1.0 / math.sqrt(Q.shape[-1])
-    K_T = xp.ascontiguousarray(K.swapaxes(-1, -2))
     o = xp.empty_like(q)
     O = _split(o, heads)
     log_sum = xp.empty((*Q.shape[:3], 1), dtype=q.dtype)
-    for batch, i, j in _blocks(Q, K, causal):
-        p = (Q[batch, :, i] * scale) @ K_T[batch, :, :, j]  # (S1)
-        _hide(p, i, j, Q, K, causal, mask, batch)
-        top = p.max(axis=-1, keepdims=True)
-        if mask is not None:
-            top = xp.where(top > -math.inf, top, xp.zeros_like(top))
-        p -= top
-        xp.exp(p, out=p)
-        total = p.sum(axis=-1, keepdims=True)
-        if mask is not None:
-            total = xp.maximum(total, xp.finfo(q.dtype).tiny)
-        log_sum[batch, :, i] = top + xp.log(total)  # (S2)
-        O[batch, :, i] = (p @ V[batch, :, j]) / total  # (S3)
+    later = _later(Q, causal)
+
+    def group(g: Group) -> None:
+        queries, keys_T, values = Q[g] * scale, _transposed(K[g]), _with_column(V[g], 1.0)
+        for i, j in _blocks(Q, K, causal):
+            p = queries[:, :, i] @ keys_T[..., j]  # (S1)
+            _hide(p, later, None if mask is None else mask[g[0], j])
+            top = p.max(axis=-1, keepdims=True)
+            if mask is not None:
+                top = xp.where(top > -math.inf, top, xp.zeros_like(top))
+            p -= top
+            xp.exp(p, out=p)
+            sums = p @ values[:, :, j]
+            total = sums[..., -1:]
+            if mask is not None:
+                total = xp.maximum(total, xp.finfo(q.dtype).tiny)
+            log_sum[g][:, :, i] = top + xp.log(total)  # (S2)
+            O[g][:, :, i] = sums[..., :-1] / total  # (S3)
+
+    each(group, _groups(Q, K))
     return o, (q, k, v, o, log_sum, heads, causal, mask) if wanted else None
 
 
 def attention_backward(saved: Any, dy: Array, wanted: tuple[str, ...]) -> list[Array]:
-    """(S4) to (S8)."""
+    """(S4) to (S8); what (S2) and (S6) take off every row stands in a column of its own beside the factors."""
     q, k, v, o, log_sum, heads, causal, mask = saved
     xp = array_module(q)
     Q, K, V, O, G = (_split(x, heads) for x in (q, k, v, o, dy))
     scale = 1.0 / math.sqrt(Q.shape[-1])
-    K_mean, V_mean = K.mean(axis=-2, keepdims=True), V.mean(axis=-2, keepdims=True)
-    K_T = xp.ascontiguousarray(K.swapaxes(-1, -2))
-    V_T = xp.ascontiguousarray((V - V_mean).swapaxes(-1, -2))
-    K_centred = K - K_mean
     dq, dk, dv = xp.empty_like(q), xp.zeros_like(k), xp.zeros_like(v)
     dQ, dK, dV = (_split(x, heads) for x in (dq, dk, dv))
-    for batch, i, j in _blocks(Q, K, causal):
-        g, q_scaled = G[batch, :, i], Q[batch, :, i] * scale
-        p = q_scaled @ K_T[batch, :, :, j]
-        _hide(p, i, j, Q, K, causal, mask, batch)
-        p -= log_sum[batch, :, i]
-        xp.exp(p, out=p)  # (S2)
-        dV[batch, :, j] += p.swapaxes(-1, -2) @ g  # (S5)
-        ds = g @ V_T[batch, :, :, j]  # (S4)
-        ds -= (g * (O[batch, :, i] - V_mean[batch])).sum(axis=-1, keepdims=True)
-        ds *= p  # (S6)
-        dQ[batch, :, i] = (ds @ K_centred[batch, :, j]) * scale  # (S7)
-        dK[batch, :, j] += ds.swapaxes(-1, -2) @ q_scaled  # (S8)
+    later = _later(Q, causal)
+
+    def group(h: Group) -> None:
+        K_mean, V_mean = (x[h].mean(axis=-2, keepdims=True) for x in (K, V))
+        along = (G[h] * (O[h] - V_mean)).sum(axis=-1, keepdims=True)
+        queries, keys_T = _with_column(Q[h] * scale, -log_sum[h]), _transposed(_with_column(K[h], 1.0))
+        grads, values_T = _with_column(G[h], -along), _transposed(_with_column(V[h] - V_mean, 1.0))
+        keys = K[h] - K_mean
+        for i, j in _blocks(Q, K, causal):
+            p = queries[:, :, i] @ keys_T[..., j]
+            _hide(p, later, None if mask is None else mask[h[0], j])
+            xp.exp(p, out=p)  # (S2)
+            dV[h][:, :, j] += p.swapaxes(-1, -2) @ grads[:, :, i, :-1]  # (S5)
+            ds = grads[:, :, i] @ values_T[..., j]  # (S4)
+            ds *= p  # (S6)
+            dQ[h][:, :, i] = (ds @ keys[:, :, j]) * scale  # (S7)
+            dK[h][:, :, j] += ds.swapaxes(-1, -2) @ queries[:, :, i, :-1]  # (S8)
+
+    each(group, _groups(Q, K))
     gradient = {"q": dq, "k": dk, "v": dv}
     return [gradient[name] for name in wanted]
 
@@ -118,26 +130,51 @@ def _split(x: Array, heads: int) -> Array:
     return x.reshape(batch, seq, heads, d_model // heads).swapaxes(1, 2)
 
 
-def _blocks(Q: Array, K: Array, causal: bool) -> Iterator[tuple[slice, slice, slice]]:
-    """The pieces of the score matrix that are worth making: (sequences, queries, keys)."""
+def _with_column(x: Array, last: Any) -> Array:
+    """[x, last]: one more column beside those of x, so that [a, c]·[b, 1] = a·b + c."""
+    y = array_module(x).empty((*x.shape[:-1], x.shape[-1] + 1), dtype=x.dtype)
+    y[..., :-1] = x
+    y[..., -1:] = last
+    return y
+
+
+def _transposed(x: Array) -> Array:
+    return array_module(x).ascontiguousarray(x.swapaxes(-1, -2))
+
+
+def _groups(Q: Array, K: Array) -> Iterator[Group]:
+    """Sequences and heads whose scores are made in one call: whole sequences, or some heads of one."""
     batch, heads, queries, _ = Q.shape
-    keys = K.shape[2]
-    rows, scores = (queries, DEVICE_SCORES) if on_device(Q) else (QUERIES, SCORES)
-    step = max(1, scores // max(1, heads * min(rows, queries) * keys))
-    for b in range(0, batch, step):
-        for i in range(0, queries, rows):
-            stop = min(i + rows, queries)
-            yield slice(b, b + step), slice(i, stop), slice(0, stop + keys - queries if causal else keys)
+    rows, most = (queries, DEVICE_SCORES) if on_device(Q) else (min(QUERIES, queries), SCORES)
+    pairs = max(1, most // (rows * K.shape[2]))
+    for b in range(0, batch, max(1, pairs // heads)):
+        for h in range(0, heads, min(pairs, heads)):
+            yield slice(b, b + max(1, pairs // heads)), slice(h, h + min(pairs, heads))
 
 
-def _hide(p: Array, i: slice, j: slice, Q: Array, K: Array, causal: bool, mask: Array | None, batch: slice) -> None:
-    """Set to −∞ the scores of keys that a query may not see: later ones, and padding."""
-    xp = array_module(p)
-    n = i.stop - i.start
-    if causal and n > 1:  # only the square that ends at the diagonal holds later keys
-        p[..., j.stop - n :] += xp.triu(xp.full((n, n), -math.inf, dtype=p.dtype), 1)
+def _blocks(Q: Array, K: Array, causal: bool) -> Iterator[tuple[slice, slice]]:
+    """The pieces of a score matrix that are worth making: (queries, keys)."""
+    queries, keys = Q.shape[2], K.shape[2]
+    rows = queries if on_device(Q) else QUERIES
+    for start in range(0, queries, rows):
+        stop = min(start + rows, queries)
+        yield slice(start, stop), slice(0, stop + keys - queries if causal else keys)
+
+
+def _later(Q: Array, causal: bool) -> Array | None:
+    """−∞ above the diagonal, for the square at the end of a block of scores; None where nothing is hidden."""
+    xp, queries = array_module(Q), Q.shape[2]
+    n = queries if on_device(Q) else min(QUERIES, queries)
+    return xp.triu(xp.full((n, n), -math.inf, dtype=Q.dtype), 1) if causal and queries > 1 else None
+
+
+def _hide(p: Array, later: Array | None, mask: Array | None) -> None:
+    """Set to −∞ the scores (..., queries, keys) of keys that a query may not see: later ones, and padding."""
+    n = p.shape[-2]
+    if later is not None:
+        p[..., -n:] += later[:n, :n]
     if mask is not None:
-        xp.copyto(p, -math.inf, where=~mask[batch, None, None, j])
+        array_module(p).copyto(p, -math.inf, where=~mask[:, None, None])
 
 
 attention = operation(attention_forward, attention_backward)

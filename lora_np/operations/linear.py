@@ -25,8 +25,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..arrays import Array, rows
+from ..arrays import Array, array_module, row_blocks, rows
 from ..differentiation import operation
+from ..threads import each
+
+ROWS = 512  # of a product at a time: with fewer, the matrix library is further from its best
 
 Wanted = tuple[str, ...]
 Gradients = dict[str, Callable[[], Array]]
@@ -34,9 +37,7 @@ Gradients = dict[str, Callable[[], Array]]
 
 def linear_forward(x: Array, W: Array, b: Array | None, /, *, wanted: Wanted) -> tuple[Array, Any]:
     r"""$y = W x + b$."""
-    y = rows(x) @ W.T
-    if b is not None:
-        y += b
+    y = product(rows(x), W.T, b)
     saved = (x if "W" in wanted else None, W, x.shape)
     return y.reshape(*x.shape[:-1], W.shape[0]), saved
 
@@ -46,11 +47,25 @@ def linear_backward(saved: Any, dy: Array, wanted: Wanted) -> list[Array]:
     x, W, shape = saved
     G = rows(dy)
     gradient: Gradients = {
-        "x": lambda: (G @ W).reshape(shape),  # (D1)
-        "W": lambda: G.T @ rows(x),  # (D2)
+        "x": lambda: product(G, W).reshape(shape),  # (D1)
+        "W": lambda: product(G.T, rows(x)),  # (D2)
         "b": lambda: G.sum(axis=0),  # (D3)
     }
     return [gradient[name]() for name in wanted]
+
+
+def product(X: Array, M: Array, b: Array | None = None) -> Array:
+    """X M + b, some rows of X at a time, so that idle threads may share in it."""
+    xp = array_module(X)
+    y = xp.empty((len(X), M.shape[1]), dtype=X.dtype)
+
+    def block(r: slice) -> None:
+        part = xp.matmul(X[r], M, out=y[r])
+        if b is not None:
+            part += b
+
+    each(block, row_blocks(len(X), 1, ROWS, xp))
+    return y
 
 
 linear = operation(linear_forward, linear_backward)
@@ -72,12 +87,19 @@ def lora_linear_forward(
 
     mask is None, or an array of the shape of x that holds 0 where an entry is dropped and 1/(1-p) where it stays.
     """
-    X = rows(x)
-    Z = _masked(X, mask) @ A.T  # (n, rank)
-    y = X @ W.T
-    y += (scaling * Z) @ B.T
-    if b is not None:
-        y += b
+    xp = array_module(x)
+    X, M = rows(x), None if mask is None else rows(mask)
+    y = xp.empty((len(X), len(W)), dtype=X.dtype)
+    Z = xp.empty((len(X), len(A)), dtype=X.dtype)
+
+    def block(r: slice) -> None:
+        z = xp.matmul(X[r] if M is None else X[r] * M[r], A.T, out=Z[r])
+        part = xp.matmul(X[r], W.T, out=y[r])
+        part += (scaling * z) @ B.T
+        if b is not None:
+            part += b
+
+    each(block, row_blocks(len(X), 1, ROWS, xp))
     keeps_x = "A" in wanted or "W" in wanted
     saved = (x if keeps_x else None, W, A, B, Z if "B" in wanted else None, scaling, mask, x.shape)
     return y.reshape(*x.shape[:-1], W.shape[0]), saved
@@ -86,26 +108,28 @@ def lora_linear_forward(
 def lora_linear_backward(saved: Any, dy: Array, wanted: Wanted) -> list[Array]:
     """(G0) to (G3), and (D2), (D3) where W or b are trained as well."""
     x, W, A, B, Z, scaling, mask, shape = saved
-    G = rows(dy)
+    G, M = rows(dy), None if mask is None else rows(mask)
     dZ: Any = scaling * (G @ B) if "x" in wanted or "A" in wanted else None  # (G0)
 
     def gradient_x() -> Array:
-        dX = G @ W
-        dX += _masked(dZ @ A, mask)  # (G3)
+        xp = array_module(G)
+        dX = xp.empty((len(G), W.shape[1]), dtype=G.dtype)
+
+        def block(r: slice) -> None:
+            part = xp.matmul(G[r], W, out=dX[r])
+            part += dZ[r] @ A if M is None else (dZ[r] @ A) * M[r]  # (G3)
+
+        each(block, row_blocks(len(G), 1, ROWS, xp))
         return dX.reshape(shape)
 
     gradient: Gradients = {
         "x": gradient_x,
-        "W": lambda: G.T @ rows(x),  # (D2)
+        "W": lambda: product(G.T, rows(x)),  # (D2)
         "b": lambda: G.sum(axis=0),  # (D3)
-        "A": lambda: dZ.T @ _masked(rows(x), mask),  # (G2)
+        "A": lambda: dZ.T @ (rows(x) if M is None else rows(x) * M),  # (G2)
         "B": lambda: scaling * (G.T @ Z),  # (G1)
     }
     return [gradient[name]() for name in wanted]
-
-
-def _masked(X: Array, mask: Array | None) -> Array:
-    return X if mask is None else X * rows(mask)
 
 
 lora_linear = operation(lora_linear_forward, lora_linear_backward)

@@ -28,6 +28,7 @@ import numpy as np
 
 from ..arrays import Array, array_module, fused, row_blocks, rows
 from ..differentiation import operation
+from ..threads import each
 
 
 def layer_norm_forward(
@@ -45,14 +46,16 @@ def layer_norm_forward(
     y = xp.empty_like(X)
     x_hat = xp.empty_like(X) if wanted else y  # without a gradient to come, y takes its place
     inverse_sigma = xp.empty((n, 1), dtype=X.dtype)
-    for block in row_blocks(n, d):
-        centred = x_hat[block]
-        xp.subtract(X[block], X[block].mean(axis=-1, keepdims=True), out=centred)
-        variance = xp.square(centred).mean(axis=-1, keepdims=True)
-        inverse_sigma[block] = 1.0 / xp.sqrt(variance + eps)
-        centred *= inverse_sigma[block]  # (N1)
-        xp.multiply(centred, gamma, out=y[block])
-        y[block] += beta  # (N2)
+
+    def block(r: slice) -> None:
+        centred = xp.subtract(X[r], X[r].mean(axis=-1, keepdims=True), out=x_hat[r])
+        variance = xp.multiply(centred, centred, out=y[r] if wanted else None).mean(axis=-1, keepdims=True)
+        inverse_sigma[r] = 1.0 / xp.sqrt(variance + eps)
+        centred *= inverse_sigma[r]  # (N1)
+        shifted = xp.multiply(centred, gamma, out=y[r])
+        shifted += beta  # (N2)
+
+    each(block, row_blocks(n, d))
     return y.reshape(x.shape), (x_hat, inverse_sigma, gamma)
 
 
@@ -69,12 +72,16 @@ def layer_norm_backward(saved: Any, dy: Array, wanted: tuple[str, ...]) -> list[
             return _projected(g, *means, x_hat, inverse_sigma).reshape(dy.shape)
         n, d = G.shape
         dX = xp.empty_like(x_hat)
-        for block in row_blocks(n, d):
-            g = xp.multiply(G[block], gamma, out=dX[block])
-            along = (g * x_hat[block]).mean(axis=-1, keepdims=True)
+
+        def block(r: slice) -> None:
+            g = xp.multiply(G[r], gamma, out=dX[r])
+            product = g * x_hat[r]
+            along = product.mean(axis=-1, keepdims=True)
             g -= g.mean(axis=-1, keepdims=True)
-            g -= x_hat[block] * along
-            g *= inverse_sigma[block]  # (N4)
+            g -= xp.multiply(x_hat[r], along, out=product)
+            g *= inverse_sigma[r]  # (N4)
+
+        each(block, row_blocks(n, d))
         return dX.reshape(dy.shape)
 
     gradient: dict[str, Callable[[], Array]] = {

@@ -1,0 +1,130 @@
+r"""The same work in PyTorch with PEFT: eager, on the CPU, from the same weights and the same batches.
+
+The model is written as its users would write it: `nn.Linear`, `scaled_dot_product_attention`, `F.gelu`,
+`F.cross_entropy`, `torch.optim.AdamW`, and PEFT's `get_peft_model` around the query and value maps.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import peft
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ..parameters import parameters
+from ..threads import worker_count
+from .sizes import ALPHA, RandomTokens
+from .workloads import TRAINING, Step, Task, adapted_model
+
+
+class Attention(nn.Module):
+    def __init__(self, d_model: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query, self.key, self.value, self.output = (nn.Linear(d_model, d_model) for _ in range(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        batch, seq, d_model = x.shape
+        q, k, v = (
+            part(x).view(batch, seq, self.heads, -1).transpose(1, 2) for part in (self.query, self.key, self.value)
+        )
+        o = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.output(o.transpose(1, 2).reshape(batch, seq, d_model))
+
+
+class MLP(nn.Module):
+    def __init__(self, d_model: int, d_ff: int) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(d_model, d_ff), nn.Linear(d_ff, d_model)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down(F.gelu(self.up(x), approximate="tanh"))
+
+
+class Block(nn.Module):
+    def __init__(self, d_model: int, d_ff: int, heads: int) -> None:
+        super().__init__()
+        self.attention_norm, self.mlp_norm = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
+        self.attention, self.mlp = Attention(d_model, heads), MLP(d_model, d_ff)
+
+    def forward(self, h: torch.Tensor) -> torch.Tensor:
+        h = h + self.attention(self.attention_norm(h))
+        return h + self.mlp(self.mlp_norm(h))
+
+
+class Transformer(nn.Module):
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        d = config.d_model
+        self.tokens, self.positions = nn.Embedding(config.vocab, d), nn.Embedding(config.context, d)
+        self.blocks = nn.ModuleList(Block(d, config.d_hidden, config.heads) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(d)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        h = self.tokens(tokens) + self.positions(torch.arange(tokens.shape[1]))
+        for block in self.blocks:
+            h = block(h)
+        return F.linear(self.norm(h), self.tokens.weight)
+
+
+# What PEFT and PyTorch call the arrays that are called W, b, gamma, beta, A and B here.
+ENDINGS = {
+    "base.W": "base_layer.weight",
+    "base.b": "base_layer.bias",
+    "A": "lora_A.default.weight",
+    "B": "lora_B.default.weight",
+    "W": "weight",
+    "b": "bias",
+    "gamma": "weight",
+    "beta": "bias",
+}
+
+
+def their_name(path: str) -> str:
+    """`blocks.0.attention.query.base.W` → `blocks.0.attention.query.base_layer.weight`."""
+    ending = next(ending for ending in ENDINGS if path.endswith("." + ending))
+    return path.removesuffix(ending) + ENDINGS[ending]
+
+
+def adapted(task: Task) -> Any:
+    """The model under PEFT's LoRA, every array copied from ours."""
+    ours = adapted_model(task)
+    with torch.device("meta"):
+        empty = Transformer(ours.config)
+    model = peft.get_peft_model(
+        empty.to_empty(device="cpu"),
+        peft.LoraConfig(r=task.rank, lora_alpha=ALPHA, target_modules=["query", "value"], lora_dropout=0.0),
+    )
+    theirs = model.base_model.model.state_dict()
+    for path, array in parameters(ours).items():
+        theirs.pop(their_name(path)).copy_(torch.from_numpy(array))
+    assert not theirs, sorted(theirs)
+    return model
+
+
+def training(task: Task) -> Step:
+    """A LoRA step: forward, loss, backward, AdamW."""
+    torch.set_num_threads(worker_count(task.workers))
+    model = adapted(task)
+    optimizer = torch.optim.AdamW(
+        [parameter for parameter in model.parameters() if parameter.requires_grad],
+        lr=TRAINING.learning_rate,
+        weight_decay=TRAINING.weight_decay,
+    )
+    batches, done = RandomTokens(task.size, task.seed), 0
+
+    def step() -> float:
+        nonlocal done
+        batch = batches[done]
+        done += 1
+        logits = model(torch.from_numpy(batch.tokens))
+        loss = F.cross_entropy(logits.flatten(0, 1), torch.from_numpy(batch.targets).flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step

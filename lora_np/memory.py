@@ -1,0 +1,54 @@
+r"""The memory of this process: what it may take, the most it took, and that what is freed is kept for the next step.
+
+A training step frees in its second half what it allocated in its first. By default the C library hands such large
+pieces back to the kernel, which fills them with zeros page by page when they are asked for again, one step later.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import sys
+
+GIB = 1 << 30
+# mallopt(3): no piece below 1 GiB is mapped by itself, none is given back, the heap grows by 64 MiB, one for all threads
+SETTINGS = {"M_MMAP_THRESHOLD": (-3, GIB), "M_TRIM_THRESHOLD": (-1, 2 * GIB - 1), "M_TOP_PAD": (-2, GIB >> 4)}
+ONE_HEAP = {"M_ARENA_MAX": (-8, 1)}
+
+
+@functools.cache
+def keep_freed_memory() -> bool:
+    """Let the C library keep freed memory for reuse, for the rest of this process; True if it agreed.
+
+    Only glibc is asked, and not where the environment has settings of its own (`MALLOC_…_`).
+    """
+    try:
+        known = (os.confstr("CS_GNU_LIBC_VERSION") or "").startswith("glibc")
+    except (AttributeError, ValueError, OSError):  # not this kind of system
+        known = False
+    if not known or any(name.startswith("MALLOC_") for name in os.environ):
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    return all([mallopt(which, value) for which, value in {**SETTINGS, **ONE_HEAP}.values()])
+
+
+def peak_bytes() -> int:
+    """The most memory this process has held at once, its libraries included."""
+    try:
+        with open("/proc/self/status") as status:  # getrusage would count what started this process as well
+            return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+
+
+def available_bytes() -> int | None:
+    """The memory that can be had without swapping, as the system sees it; None where it does not say."""
+    try:
+        with open("/proc/meminfo") as info:
+            return next(int(line.split()[1]) * 1024 for line in info if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return None
