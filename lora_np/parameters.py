@@ -117,8 +117,9 @@ def _replaced(node: Any, new: Mapping[str, Any], path: str, *, check_shape: bool
         name, _, rest = key.partition(".")
         by_child.setdefault(name, {})[rest] = value
     children = dict(_children(node))
-    if unknown := set(by_child) - set(children):
-        raise ValueError(f"{path or type(node).__name__} has no part named {sorted(unknown)[0]!r}")
+    if not by_child.keys() <= children.keys():
+        unknown = min(by_child.keys() - children.keys())
+        raise ValueError(f"{path or type(node).__name__} has no part named {unknown!r}")
     changed = {
         name: _replaced(children[name], parts, f"{path}.{name}" if path else name, check_shape=check_shape)
         for name, parts in by_child.items()

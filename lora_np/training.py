@@ -23,12 +23,15 @@ import numpy as np
 from .arrays import Array, array_module, fused, on_device
 from .devices import explained_memory
 from .differentiation import value_and_grad
-from .lora import with_dropout
-from .model import Transformer, batch_for, language_model_loss
+from .costs import matrix_multiply_adds
+from .lora import adapters, with_dropout
+from .model import Transformer, batch_for, language_model_loss, shape_of
 from .parameters import Arrays, with_parameters
 from .threads import thread_map
 
 Loss = Callable[[Arrays, Any, np.random.Generator], Any]
+
+WORTH_A_THREAD = 1 << 28  # multiply-adds of a forward pass: with fewer, its array operations are too short to share
 
 
 class Batches(Protocol):
@@ -45,7 +48,8 @@ class TrainingConfig:
     warmup         steps of linear rise             decay          "linear" or "cosine" to zero, or "constant"
     optimizer      "adamw" or "sgd"                 beta1, beta2, eps, weight_decay   of AdamW
     clip           largest global gradient norm; None does not clip
-    micro_batches  pieces of a batch whose gradients are made one by one, or side by side on threads, and added
+    micro_batches  pieces of a batch whose gradients are made one by one, or side by side on threads, and added; when
+                   None, two of a batch that is large enough for its loss (see `ModelLoss`) to gain by it, else one
     seed           of the dropout masks
 
     Raises ValueError for a value outside its range.
@@ -61,13 +65,13 @@ class TrainingConfig:
     eps: float = 1e-8
     weight_decay: float = 0.0
     clip: float | None = 1.0
-    micro_batches: int = 2
+    micro_batches: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name, least in (("steps", 1), ("warmup", 0), ("micro_batches", 1), ("seed", 0)):
             value = getattr(self, name)
-            if type(value) is not int or value < least:
+            if not (name == "micro_batches" and value is None) and (type(value) is not int or value < least):
                 raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
         for name in ("learning_rate", "eps", "clip"):
             value = getattr(self, name)
@@ -140,16 +144,32 @@ def start(trained: Arrays, config: TrainingConfig) -> TrainingState:
     return TrainingState(0, trained, {f"{moment}.{name}": array for moment in "mv" for name, array in zeros.items()})
 
 
-def model_loss(model: Transformer) -> Loss:
+@dataclass(frozen=True)
+class ModelLoss:
     """The language-modelling loss as a function of the trained arrays, a batch, and a generator for dropout.
 
     A batch on the host goes to the device of the model, once; so does a dropout mask, which is drawn on the host.
     """
 
-    def loss(trained: Arrays, batch: Any, rng: np.random.Generator) -> Any:
-        return language_model_loss(with_dropout(with_parameters(model, trained), rng), batch_for(model, batch))
+    model: Transformer
 
-    return loss
+    def __call__(self, trained: Arrays, batch: Any, rng: np.random.Generator) -> Any:
+        model = with_parameters(self.model, trained)
+        return language_model_loss(with_dropout(model, rng) if self._drops else model, batch_for(model, batch))
+
+    @cached_property
+    def _drops(self) -> bool:
+        return any(getattr(module, "dropout", 0.0) for module in adapters(self.model).values())
+
+    def pieces(self, batch: Any) -> int:
+        """How many shards of a batch make a step fastest: one where threads would mostly wait for each other."""
+        work = matrix_multiply_adds(shape_of(self.model.config)) * batch.tokens.size
+        return 2 if work >= WORTH_A_THREAD else 1
+
+
+def model_loss(model: Transformer) -> ModelLoss:
+    """The loss that `fit` lowers for a language model."""
+    return ModelLoss(model)
 
 
 def fit(
@@ -160,14 +180,15 @@ def fit(
     Raises NonFiniteError when a loss or gradient is not finite: on the host at once, on a device after the last step
     and after every record whose loss was read. Raises DeviceMemoryError where a device has no room.
     """
-    gradient_of = value_and_grad(loss)
+    gradient_of, pieces_of = value_and_grad(loss), getattr(loss, "pieces", lambda batch: 2)
     away = any(map(on_device, state.trained.values()))
     with thread_map(1 if away else workers) as run:
         for step in range(state.step, config.steps):
             began = time.perf_counter()
             batch = batches[step]
             with explained_memory():
-                value, gradient = _batch_gradient(gradient_of, state.trained, batch, config, step, run)
+                pieces = config.micro_batches or pieces_of(batch)
+                value, gradient = _batch_gradient(gradient_of, state.trained, batch, pieces, (config.seed, step), run)
                 norm = global_norm(gradient)
                 if not (away or (math.isfinite(value) and math.isfinite(norm))):
                     raise NonFiniteError(_first_not_finite(step + 1, value, state.trained, gradient))
@@ -184,16 +205,16 @@ def _batch_gradient(
     gradient_of: Callable[..., tuple[Any, Arrays]],
     trained: Arrays,
     batch: Any,
-    config: TrainingConfig,
-    step: int,
+    pieces: int,
+    seed: tuple[int, int],
     run: Callable[..., list[Any]],
 ) -> tuple[Any, Arrays]:
     """Loss and gradient of a batch as the sum over its shards, added in their order whoever made them."""
-    jobs = list(enumerate(batch.shards(config.micro_batches)))
+    jobs = list(enumerate(batch.shards(pieces)))
 
     def one(job: tuple[int, Any]) -> tuple[Any, Arrays]:
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite gets a message of its own, in `fit`
-            return gradient_of(trained, job[1], np.random.default_rng([config.seed, step, job[0]]))
+            return gradient_of(trained, job[1], np.random.default_rng([*seed, job[0]]))
 
     (value, gradient), *others = run(one, jobs)
     for more, addend in others:

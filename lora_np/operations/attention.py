@@ -46,7 +46,7 @@ from ..threads import each
 Group = tuple[slice, slice]  # of sequences, of heads
 
 QUERIES = 64  # rows of scores made at a time: narrow enough to skip what lies above the diagonal
-SCORES = 1 << 18  # numbers of one call: fewer, and two threads spend their time handing over the interpreter lock
+SCORES = 1 << 19  # numbers of one call: fewer, and two threads spend their time handing over the interpreter lock
 DEVICE_SCORES = 1 << 28  # the same on a device, where every call costs a launch: all queries at once, 1 GiB in float32
 
 

@@ -38,8 +38,8 @@ def layer_norm_forward(
     xp = array_module(x)
     X = rows(x)
     if xp is not np:
-        centred, square = _centred(X, X.mean(axis=-1, keepdims=True))
-        inverse = _inverse_sigma(square.mean(axis=-1, keepdims=True), eps)
+        centred, square = _centred(X, _mean(X))
+        inverse = _inverse_sigma(_mean(square), eps)
         x_hat, y = _scaled(centred, inverse, gamma, beta)
         return y.reshape(x.shape), (x_hat, inverse, gamma)
     n, d = X.shape
@@ -48,8 +48,8 @@ def layer_norm_forward(
     inverse_sigma = xp.empty((n, 1), dtype=X.dtype)
 
     def block(r: slice) -> None:
-        centred = xp.subtract(X[r], X[r].mean(axis=-1, keepdims=True), out=x_hat[r])
-        variance = xp.multiply(centred, centred, out=y[r] if wanted else None).mean(axis=-1, keepdims=True)
+        centred = xp.subtract(X[r], _mean(X[r]), out=x_hat[r])
+        variance = _mean(xp.multiply(centred, centred, out=y[r] if wanted else None))
         inverse_sigma[r] = 1.0 / xp.sqrt(variance + eps)
         centred *= inverse_sigma[r]  # (N1)
         shifted = xp.multiply(centred, gamma, out=y[r])
@@ -68,7 +68,7 @@ def layer_norm_backward(saved: Any, dy: Array, wanted: tuple[str, ...]) -> list[
     def gradient_x() -> Array:
         if xp is not np:
             g, product = _products(G, gamma, x_hat)
-            means = g.mean(axis=-1, keepdims=True), product.mean(axis=-1, keepdims=True)
+            means = _mean(g), _mean(product)
             return _projected(g, *means, x_hat, inverse_sigma).reshape(dy.shape)
         n, d = G.shape
         dX = xp.empty_like(x_hat)
@@ -76,8 +76,8 @@ def layer_norm_backward(saved: Any, dy: Array, wanted: tuple[str, ...]) -> list[
         def block(r: slice) -> None:
             g = xp.multiply(G[r], gamma, out=dX[r])
             product = g * x_hat[r]
-            along = product.mean(axis=-1, keepdims=True)
-            g -= g.mean(axis=-1, keepdims=True)
+            along = _mean(product)
+            g -= _mean(g)
             g -= xp.multiply(x_hat[r], along, out=product)
             g *= inverse_sigma[r]  # (N4)
 
@@ -90,6 +90,10 @@ def layer_norm_backward(saved: Any, dy: Array, wanted: tuple[str, ...]) -> list[
         "beta": lambda: G.sum(axis=0),  # (N6)
     }
     return [gradient[name]() for name in wanted]
+
+
+def _mean(x: Array) -> Array:
+    return x.sum(axis=-1, keepdims=True) / x.shape[-1]
 
 
 # The same, operation for operation, in the chains between the means: what a device does in one kernel each.
