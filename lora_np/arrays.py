@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -27,6 +27,8 @@ _MODULES: dict[type, Any] = {np.ndarray: np}
 
 def array_module(x: Array) -> Any:
     """The library whose functions take `x`, or what is inside a box: `numpy`, unless introduced with `register`."""
+    if type(x) is np.ndarray:
+        return np
     kind = type(getval(x))
     if kind not in _MODULES and kind.__module__.partition(".")[0] == "cupy":
         register(kind, sys.modules["cupy"])
@@ -77,15 +79,14 @@ def rows(x: Array) -> Array:
     return x.reshape(-1, x.shape[-1])
 
 
-def row_blocks(n: int, width: int, elements: int = 1 << 17, xp: Any = np) -> Iterator[slice]:
+def row_blocks(n: int, width: int, elements: int = 1 << 17, xp: Any = np) -> list[slice]:
     """Cut `n` rows of `width` numbers into slices of about `elements` numbers, so that one stays in cache.
 
     2^17 float32 numbers are 0.5 MiB: several of them fit a 2 MiB second-level cache, and a call that long is
     still worth handing to a thread. A device has no such cache, and every call costs a launch: one slice holds all.
     """
     size = max(1, elements // max(1, width) if xp is np else n)
-    for start in range(0, n, size):
-        yield slice(start, min(start + size, n))
+    return [slice(start, min(start + size, n)) for start in range(0, n, size)]
 
 
 def fused(chain: Callable[..., Any]) -> Callable[..., Any]:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from autograd.core import VJPNode, add_outgrads
-from autograd.extend import defvjp_argnums, primitive
+from autograd.extend import Box, defvjp_argnums, primitive
 from autograd.tracer import new_box
 from autograd.util import toposort
 
@@ -42,12 +42,12 @@ def operation(forward: Callable[..., Any], backward: Callable[..., Any]) -> Call
     silently. Raises TypeError when a second derivative is asked for.
     """
     names = [name for name in inspect.signature(forward).parameters if name != "wanted"]
+    boxes = Box.types
     slot = threading.local()  # autograd calls the vjp maker right after the primitive, on the same thread
 
     @primitive
     def evaluate(*arguments: Any) -> Any:
-        y, saved = forward(*arguments, wanted=slot.wanted)
-        slot.saved = saved if slot.wanted else None  # evaluation keeps nothing alive
+        y, slot.saved = forward(*arguments, wanted=slot.wanted)
         return y
 
     def vjp_maker(argnums: Sequence[int], y: Any, arguments: Sequence[Any], _: Any) -> Callable[[Any], Any]:
@@ -67,7 +67,12 @@ def operation(forward: Callable[..., Any], backward: Callable[..., Any]) -> Call
 
     @functools.wraps(forward)
     def call(*arguments: Any) -> Any:
-        slot.wanted = tuple(name for name, value in zip(names, arguments, strict=False) if is_box(value))
+        for value in arguments:
+            if type(value) in boxes:
+                break
+        else:  # evaluation passes autograd by and keeps nothing alive
+            return forward(*arguments, wanted=())[0]
+        slot.wanted = tuple(name for name, value in zip(names, arguments, strict=False) if type(value) in boxes)
         return evaluate(*arguments)
 
     del call.__wrapped__  # `forward` takes `wanted`, the operation does not

@@ -61,7 +61,7 @@ def attention_forward(
     *,
     wanted: tuple[str, ...],
 ) -> tuple[Array, Any]:
-    """(S1) to (S3); a column of ones beside the values makes the sum of (S2) in the product of (S3)."""
+    """(S1) to (S3)."""
     xp = array_module(q)
     Q, K, V = (_split(x, heads) for x in (q, k, v))
     if causal and Q.shape[2] > K.shape[2]:
@@ -73,7 +73,9 @@ def attention_forward(
     later = _later(Q, causal)
 
     def group(g: Group) -> None:
-        queries, keys_T, values = Q[g] * scale, _transposed(K[g]), _with_column(V[g], 1.0)
+        queries, keys_T, values = Q[g] * scale, K[g].swapaxes(-1, -2), V[g]
+        if Q.shape[2] > 1:  # a copy that only one query would read is not worth it
+            keys_T = xp.ascontiguousarray(keys_T)
         for i, j in _blocks(Q, K, causal):
             p = queries[:, :, i] @ keys_T[..., j]  # (S1)
             _hide(p, later, None if mask is None else mask[g[0], j])
@@ -82,12 +84,12 @@ def attention_forward(
                 top = xp.where(top > -math.inf, top, xp.zeros_like(top))
             p -= top
             xp.exp(p, out=p)
-            sums = p @ values[:, :, j]
-            total = sums[..., -1:]
+            total = p.sum(axis=-1, keepdims=True)
             if mask is not None:
                 total = xp.maximum(total, xp.finfo(q.dtype).tiny)
-            log_sum[g][:, :, i] = top + xp.log(total)  # (S2)
-            O[g][:, :, i] = sums[..., :-1] / total  # (S3)
+            if wanted:
+                log_sum[g][:, :, i] = top + xp.log(total)  # (S2)
+            O[g][:, :, i] = (p @ values[:, :, j]) / total  # (S3)
 
     each(group, _groups(Q, K))
     return o, (q, k, v, o, log_sum, heads, causal, mask) if wanted else None
@@ -106,8 +108,8 @@ def attention_backward(saved: Any, dy: Array, wanted: tuple[str, ...]) -> list[A
     def group(h: Group) -> None:
         K_mean, V_mean = (x[h].mean(axis=-2, keepdims=True) for x in (K, V))
         along = (G[h] * (O[h] - V_mean)).sum(axis=-1, keepdims=True)
-        queries, keys_T = _with_column(Q[h] * scale, -log_sum[h]), _transposed(_with_column(K[h], 1.0))
-        grads, values_T = _with_column(G[h], -along), _transposed(_with_column(V[h] - V_mean, 1.0))
+        queries, grads = _with_column(Q[h] * scale, -log_sum[h]), _with_column(G[h], -along)
+        keys_T, values_T = (xp.ascontiguousarray(_with_column(x, 1.0).swapaxes(-1, -2)) for x in (K[h], V[h] - V_mean))
         keys = K[h] - K_mean
         for i, j in _blocks(Q, K, causal):
             p = queries[:, :, i] @ keys_T[..., j]
@@ -136,10 +138,6 @@ def _with_column(x: Array, last: Any) -> Array:
     y[..., :-1] = x
     y[..., -1:] = last
     return y
-
-
-def _transposed(x: Array) -> Array:
-    return array_module(x).ascontiguousarray(x.swapaxes(-1, -2))
 
 
 def _groups(Q: Array, K: Array) -> Iterator[Group]:

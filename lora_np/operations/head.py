@@ -25,7 +25,6 @@ backward makes the logits a second time, but only where the table is trained.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -113,11 +112,11 @@ def _gradient_of_table(h: Array, W: Array, log_sum: Array, y: Array, w: Array, d
     return dW
 
 
-def _words(H: Array, W: Array) -> Iterator[slice]:
+def _words(H: Array, W: Array) -> list[slice]:
     return row_blocks(len(W), 1, WORDS if array_module(H) is np else DEVICE_LOGITS // len(H), np)
 
 
-def _row_blocks(H: Array, W: Array) -> Iterator[slice]:
+def _row_blocks(H: Array, W: Array) -> list[slice]:
     return row_blocks(len(H), min(len(W), WORDS), LOGITS, array_module(H))
 
 

@@ -55,7 +55,12 @@ def linear_backward(saved: Any, dy: Array, wanted: Wanted) -> list[Array]:
 
 
 def product(X: Array, M: Array, b: Array | None = None) -> Array:
-    """X M + b, some rows of X at a time, so that idle threads may share in it."""
+    """X M + b; of many rows a block at a time, in which idle threads may share."""
+    if len(X) <= ROWS:
+        y = X @ M
+        if b is not None:
+            y += b
+        return y
     xp = array_module(X)
     y = xp.empty((len(X), M.shape[1]), dtype=X.dtype)
 

@@ -1,0 +1,42 @@
+r"""What LoRA costs and saves, in closed form: parameters, bytes, multiply-adds. No model is allocated.
+
+One vocabulary for the whole page:
+
+    L  layers          d  d_model        f  d_ff         V  vocab        n  length, at most context   (tokens)
+    r  rank            N  parameters of the model        Θ  trained parameters of LoRA
+    M  multiply-adds of one token with every weight matrix (a matrix of k weights costs k of them)
+
+Sources: Hu et al. 2021, arXiv:2106.09685 (LoRA); Radford et al. 2019 and Brown et al. 2020, arXiv:2005.14165
+(the shapes of GPT-2 and GPT-3). Where the paper prints another number than its arithmetic gives, the
+arithmetic wins and the docstring says so.
+"""
+
+from .arithmetic import adapter_multiply_adds, forward_multiply_adds, matrix_multiply_adds, step_multiply_adds
+from .counts import bias_count, lora_count, parameter_count
+from .memory import adapter_bytes, gradient_bytes, optimizer_bytes, training_state_bytes
+from .shapes import ATTENTION, ITEM_SIZE, MLP, PRESETS, SHAPES, Shape, named_shape, target_modules
+from .summary import CostReport, summary
+
+__all__ = [
+    "ATTENTION",
+    "ITEM_SIZE",
+    "MLP",
+    "PRESETS",
+    "SHAPES",
+    "CostReport",
+    "Shape",
+    "adapter_bytes",
+    "adapter_multiply_adds",
+    "bias_count",
+    "forward_multiply_adds",
+    "gradient_bytes",
+    "lora_count",
+    "matrix_multiply_adds",
+    "named_shape",
+    "optimizer_bytes",
+    "parameter_count",
+    "step_multiply_adds",
+    "summary",
+    "target_modules",
+    "training_state_bytes",
+]
