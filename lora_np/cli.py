@@ -42,6 +42,9 @@ Seed = Annotated[int, typer.Option(help="Of everything random.")]
 AdapterFolder = Annotated[Path, typer.Argument(help="Adapter folder, as written by `lora-np adapt`.")]
 
 
+ALL_SIZES = "tiny,small,mid,gpt2,long"
+
+
 def say(line: str) -> None:
     """A finding, on stdout."""
     print(line, flush=True)
@@ -279,6 +282,52 @@ def study(
     result = studied(out, config, base=base, resume=resume, overwrite=overwrite, watch=watch, say=say)
     say(f"{'everything holds' if result.holds else 'something does NOT hold'}: {out / 'report.html'}")
     return 0 if result.holds else 1
+
+
+@app.command()
+def bench(
+    sizes: Annotated[str, typer.Option(help="tiny, small, mid, gpt2, long, with commas between.")] = ALL_SIZES,
+    peers: Annotated[bool, typer.Option("--peers", help="PyTorch with PEFT as well; needs lora_np[parity].")] = False,
+    growth: Annotated[bool, typer.Option("--growth", help="How time and memory grow with each size.")] = False,
+    rounds: Annotated[int | None, typer.Option(help="Of timing each in turn; 3, and 5 with --peers.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Threads; as many as cores when left out.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Sequences a step, instead of a size's own.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for bench.json, bench.md and bench.png.")] = None,
+    device: Device = "cpu",
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    overwrite: Overwrite = False,
+) -> int:
+    """Time and memory of a training step and of generation, beside the textbook and, if asked, PyTorch with PEFT.
+
+    Example: lora-np bench --sizes tiny,small
+    """
+    from .bench import BenchConfig, markdown, named_size, tables
+    from .bench import bench as measured
+    from .figures.bench import time_and_memory
+    from .files import check_free, new_folder
+    from .progress import watch
+
+    if out is not None:
+        check_free(out, overwrite=overwrite)
+    chosen = tuple(named_size(name.strip(), batch) for name in sizes.split(","))
+    rounds = rounds if rounds is not None else 5 if peers else 3
+    config = BenchConfig(chosen, rounds, peers, growth, workers, device, _seed(seed))
+    report = measured(config, lambda lines, total: watch(lines, "timing", total, show=str))
+    if out is not None:
+        with new_folder(out, overwrite=overwrite) as folder:
+            (folder / "bench.json").write_text(json.dumps(report.as_dict(), indent=2) + "\n")
+            (folder / "bench.md").write_text(markdown(report))
+            time_and_memory(report).savefig(folder / "bench.png", dpi=150)
+    if as_json:
+        say(json.dumps(report.as_dict(), indent=2))
+        return 0
+    say(report.machine)
+    for title, head, rows in tables(report):
+        _table(title, head, rows)
+    if out is not None:
+        say(f"the same in {out / 'bench.md'}, with a figure in {out / 'bench.png'}")
+    return 0
 
 
 @app.command()

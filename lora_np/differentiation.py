@@ -100,12 +100,44 @@ def value_and_grad(loss: Callable[..., Any]) -> Callable[..., tuple[Any, Arrays]
             raise TypeError(SECOND_ORDER)
         if end._value.shape:
             raise ValueError(f"the loss must be one number, got an array of shape {end._value.shape}")
-        gradients = _backward_pass(end, set(leaves.values()))
-        zero = {name: array_module(value).zeros_like for name, value in trained.items()}
-        gradient = {n: gradients[leaf] if leaf in gradients else zero[n](trained[n]) for n, leaf in leaves.items()}
-        return end._value, gradient
+        gradients = _backward_pass(end, array_module(end._value).ones_like(end._value), set(leaves.values()))
+        return end._value, {name: _at(leaf, gradients, trained[name]) for name, leaf in leaves.items()}
 
     return evaluated
+
+
+def recomputed(function: Callable[[Arrays, Array], Array], arrays: Arrays, x: Array) -> Array:
+    """function(arrays, x), of which nothing but the inputs is kept for backward, where it is evaluated once more.
+
+    `function` must not hold boxed arrays other than those it is given, and must do the same both times: the gradients
+    are then those of function(arrays, x) itself, bit for bit.
+    """
+    return _recomputed(function, tuple(arrays), x, *arrays.values())
+
+
+@primitive
+def _recomputed(function: Callable[[Arrays, Array], Array], names: tuple[str, ...], x: Array, *values: Array) -> Array:
+    return function(dict(zip(names, values, strict=True)), x)
+
+
+def _recomputed_vjp(argnums: Sequence[int], y: Any, arguments: Sequence[Any], _: Any) -> Callable[[Any], Any]:
+    if any(map(is_box, arguments)):
+        raise TypeError(SECOND_ORDER)
+
+    def vjp(dy: Any) -> Any:
+        if is_box(dy):
+            raise TypeError(SECOND_ORDER)
+        leaves = {i: VJPNode.new_root() for i in argnums}
+        inputs = [new_box(a, TRACE, leaves[i]) if i in leaves else a for i, a in enumerate(arguments)]
+        with _only_one_trace({}):
+            end = _recomputed.fun(*inputs)
+        gradients = _backward_pass(end, dy, set(leaves.values()))
+        return [_at(leaves[i], gradients, arguments[i]) for i in argnums]
+
+    return vjp
+
+
+defvjp_argnums(_recomputed, _recomputed_vjp)
 
 
 @contextmanager
@@ -120,9 +152,9 @@ def _only_one_trace(trained: Arrays) -> Iterator[None]:
         _thread.tracing = False
 
 
-def _backward_pass(end: Any, leaves: set[Any]) -> dict[Any, Array]:
-    """The chain rule from `end` back to the leaves; a node's memory is let go once it has been passed."""
-    cotangents = {end._node: (array_module(end._value).ones_like(end._value), False)}
+def _backward_pass(end: Any, dy: Array, leaves: set[Any]) -> dict[Any, Array]:
+    """The chain rule from `end`, where the gradient is dy, to the leaves; memory is let go once it has been passed."""
+    cotangents = {end._node: (dy, False)}
     for node in list(toposort(end._node)):
         if node in leaves:
             continue
@@ -131,3 +163,8 @@ def _backward_pass(end: Any, leaves: set[Any]) -> dict[Any, Array]:
             cotangents[parent] = add_outgrads(cotangents.get(parent), gradient)
         node.vjp, node.parents = None, ()
     return {node: cotangent for node, (cotangent, _) in cotangents.items()}
+
+
+def _at(leaf: Any, gradients: dict[Any, Array], array: Array) -> Array:
+    """The gradient at a leaf; zero where no path led to it."""
+    return gradients[leaf] if leaf in gradients else array_module(array).zeros_like(array)

@@ -12,9 +12,12 @@ import os
 import sys
 
 GIB = 1 << 30
-# mallopt(3): no piece below 1 GiB is mapped by itself, none is given back, the heap grows by 64 MiB, one for all threads
-SETTINGS = {"M_MMAP_THRESHOLD": (-3, GIB), "M_TRIM_THRESHOLD": (-1, 2 * GIB - 1), "M_TOP_PAD": (-2, GIB >> 4)}
-ONE_HEAP = {"M_ARENA_MAX": (-8, 1)}
+SETTINGS = {  # of mallopt(3): which, and its value
+    "M_MMAP_THRESHOLD": (-3, GIB),  # a smaller piece is not mapped by itself
+    "M_TRIM_THRESHOLD": (-1, 2 * GIB - 1),  # less than that at the end of the heap is not given back
+    "M_TOP_PAD": (-2, GIB // 16),  # the heap grows by this much more than it must
+    "M_ARENA_MAX": (-8, 1),  # what one thread freed serves another
+}
 
 
 @functools.cache
@@ -30,7 +33,7 @@ def keep_freed_memory() -> bool:
     if not known or any(name.startswith("MALLOC_") for name in os.environ):
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    return all([mallopt(which, value) for which, value in {**SETTINGS, **ONE_HEAP}.values()])
+    return all(mallopt(which, value) for which, value in SETTINGS.values())
 
 
 def peak_bytes() -> int:

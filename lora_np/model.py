@@ -12,6 +12,7 @@ Nothing is ever mutated: a changed model is a new one that shares the arrays it 
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -19,10 +20,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .arrays import Array, array_module, is_array, on_device
+from .arrays import Array, array_module, is_array, is_box, on_device
 from .costs import Shape
 from .devices import check_together, to_device
+from .differentiation import recomputed
 from .operations import attention, cross_entropy, embedding, gelu, head_cross_entropy, layer_norm, linear
+from .parameters import parameters, walk, with_modules, with_parameters
 
 
 @dataclass(frozen=True)
@@ -183,7 +186,11 @@ class Block:
 
 @dataclass(frozen=True)
 class Transformer:
-    """Token and position embedding, blocks, a last layer norm, and a head (None: the token table, tied)."""
+    """Token and position embedding, blocks, a last layer norm, and a head (None: the token table, tied).
+
+    checkpoint_blocks   keep only the input of each block for backward, which then evaluates the block once more:
+                        less memory and more time for the same gradients (Chen et al. 2016, arXiv:1604.06174)
+    """
 
     config: TransformerConfig
     tokens: Embedding
@@ -191,6 +198,7 @@ class Transformer:
     blocks: tuple[Block, ...]
     norm: LayerNorm
     head: Linear | None = None
+    checkpoint_blocks: bool = False
 
     def __call__(self, tokens: Array, mask: Array | None = None, caches: tuple[Cache, ...] | None = None) -> Array:
         """Logits (batch, seq, vocab) of the token that follows each position.
@@ -216,7 +224,10 @@ class Transformer:
         places = array_module(tokens).arange(seen, seen + tokens.shape[1])
         h = self.tokens(tokens) + self.positions(places)
         for i, block in enumerate(self.blocks):
-            h = block(h, mask, caches[i] if caches else None)
+            if self.checkpoint_blocks and caches is None:
+                h = _checkpointed(block, h, mask)
+            else:
+                h = block(h, mask, caches[i] if caches else None)
         return self.norm(h)
 
     def caches(self, batch: int) -> tuple[Cache, ...]:
@@ -225,6 +236,15 @@ class Transformer:
         empty = array_module(table).empty
         shape = (batch, self.config.context, self.config.d_model)
         return tuple(Cache(empty(shape, dtype=table.dtype), empty(shape, dtype=table.dtype)) for _ in self.blocks)
+
+
+def _checkpointed(block: Block, h: Array, mask: Array | None) -> Array:
+    """block(h, mask), evaluated once more in backward: with copies of its generators as they stand now."""
+    modules = {path: node for path, node in walk(block) if getattr(node, "generator", None) is not None}
+    generators = {f"{path}.generator": module.generator for path, module in modules.items()}
+    same = iter((block, with_modules(block, copy.deepcopy(generators)) if generators else block))
+    boxed = {path: array for path, array in parameters(block).items() if is_box(array)}
+    return recomputed(lambda arrays, h: with_parameters(next(same), arrays)(h, mask), boxed, h)
 
 
 def _check_tokens(tokens: Array, seen: int, config: TransformerConfig) -> None:

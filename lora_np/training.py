@@ -21,11 +21,11 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from .arrays import Array, array_module, fused, on_device
+from .costs import matrix_multiply_adds
 from .devices import explained_memory
 from .differentiation import value_and_grad
-from .costs import matrix_multiply_adds
 from .lora import adapters, with_dropout
-from .model import Transformer, batch_for, language_model_loss, shape_of
+from .model import Transformer, TransformerConfig, batch_for, language_model_loss, shape_of
 from .parameters import Arrays, with_parameters
 from .threads import thread_map
 
@@ -163,8 +163,12 @@ class ModelLoss:
 
     def pieces(self, batch: Any) -> int:
         """How many shards of a batch make a step fastest: one where threads would mostly wait for each other."""
-        work = matrix_multiply_adds(shape_of(self.model.config)) * batch.tokens.size
-        return 2 if work >= WORTH_A_THREAD else 1
+        return pieces_of(self.model.config, batch.tokens.size)
+
+
+def pieces_of(config: TransformerConfig, tokens: int) -> int:
+    """How many shards of so many tokens make a step of such a model fastest."""
+    return 2 if matrix_multiply_adds(shape_of(config)) * tokens >= WORTH_A_THREAD else 1
 
 
 def model_loss(model: Transformer) -> ModelLoss:
@@ -180,15 +184,15 @@ def fit(
     Raises NonFiniteError when a loss or gradient is not finite: on the host at once, on a device after the last step
     and after every record whose loss was read. Raises DeviceMemoryError where a device has no room.
     """
-    gradient_of, pieces_of = value_and_grad(loss), getattr(loss, "pieces", lambda batch: 2)
+    gradient_of, pieces = value_and_grad(loss), getattr(loss, "pieces", lambda batch: 2)
     away = any(map(on_device, state.trained.values()))
     with thread_map(1 if away else workers) as run:
         for step in range(state.step, config.steps):
             began = time.perf_counter()
             batch = batches[step]
             with explained_memory():
-                pieces = config.micro_batches or pieces_of(batch)
-                value, gradient = _batch_gradient(gradient_of, state.trained, batch, pieces, (config.seed, step), run)
+                shards = batch.shards(config.micro_batches or pieces(batch))
+                value, gradient = _batch_gradient(gradient_of, state.trained, shards, (config.seed, step), run)
                 norm = global_norm(gradient)
                 if not (away or (math.isfinite(value) and math.isfinite(norm))):
                     raise NonFiniteError(_first_not_finite(step + 1, value, state.trained, gradient))
@@ -204,13 +208,12 @@ def fit(
 def _batch_gradient(
     gradient_of: Callable[..., tuple[Any, Arrays]],
     trained: Arrays,
-    batch: Any,
-    pieces: int,
+    shards: list[Any],
     seed: tuple[int, int],
     run: Callable[..., list[Any]],
 ) -> tuple[Any, Arrays]:
     """Loss and gradient of a batch as the sum over its shards, added in their order whoever made them."""
-    jobs = list(enumerate(batch.shards(pieces)))
+    jobs = list(enumerate(shards))
 
     def one(job: tuple[int, Any]) -> tuple[Any, Arrays]:
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite gets a message of its own, in `fit`
@@ -219,7 +222,7 @@ def _batch_gradient(
     (value, gradient), *others = run(one, jobs)
     for more, addend in others:
         value = value + more
-        gradient = {name: array + addend[name] for name, array in gradient.items()}
+        gradient = {name: gradient.pop(name) + addend.pop(name) for name in list(gradient)}  # let go one by one
     return value, gradient
 
 

@@ -1,0 +1,25 @@
+r"""How fast, and in how much memory: a training step and generation, beside the textbook and beside PyTorch with PEFT.
+
+report = bench(BenchConfig((SIZES["small"],)))
+print(markdown(report))
+"""
+
+from .measure import Measured, Ratio
+from .process import ChildError
+from .report import BenchConfig, BenchReport, bench
+from .sizes import SIZES, Size, named_size
+from .tables import markdown, tables
+
+__all__ = [
+    "SIZES",
+    "BenchConfig",
+    "BenchReport",
+    "ChildError",
+    "Measured",
+    "Ratio",
+    "Size",
+    "bench",
+    "markdown",
+    "named_size",
+    "tables",
+]

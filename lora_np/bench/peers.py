@@ -1,4 +1,4 @@
-r"""The same work in PyTorch with PEFT: eager, on the CPU, from the same weights and the same batches.
+r"""The same work in PyTorch with PEFT: eager, float32, from the same weights and the same batches.
 
 The model is written as its users would write it: `nn.Linear`, `scaled_dot_product_attention`, `F.gelu`,
 `F.cross_entropy`, `torch.optim.AdamW`, and PEFT's `get_peft_model` around the query and value maps.
@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import peft
 import torch
+import transformers
 from torch import nn
 from torch.nn import functional as F
 
-from ..parameters import parameters
+from ..parameters import Arrays, parameters
 from ..threads import worker_count
 from .sizes import ALPHA, RandomTokens
-from .workloads import TRAINING, Step, Task, adapted_model
+from .workloads import PROMPT, TRAINING, Step, Task, adapted_model, shipped
 
 
 class Attention(nn.Module):
@@ -64,7 +65,7 @@ class Transformer(nn.Module):
         self.norm = nn.LayerNorm(d)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        h = self.tokens(tokens) + self.positions(torch.arange(tokens.shape[1]))
+        h = self.tokens(tokens) + self.positions(torch.arange(tokens.shape[1], device=tokens.device))
         for block in self.blocks:
             h = block(h)
         return F.linear(self.norm(h), self.tokens.weight)
@@ -108,7 +109,8 @@ def adapted(task: Task) -> Any:
 def training(task: Task) -> Step:
     """A LoRA step: forward, loss, backward, AdamW."""
     torch.set_num_threads(worker_count(task.workers))
-    model = adapted(task)
+    where = "cuda" if task.device == "gpu" else "cpu"
+    model = adapted(task).to(where)
     optimizer = torch.optim.AdamW(
         [parameter for parameter in model.parameters() if parameter.requires_grad],
         lr=TRAINING.learning_rate,
@@ -120,11 +122,73 @@ def training(task: Task) -> Step:
         nonlocal done
         batch = batches[done]
         done += 1
-        logits = model(torch.from_numpy(batch.tokens))
-        loss = F.cross_entropy(logits.flatten(0, 1), torch.from_numpy(batch.targets).flatten())
+        tokens, targets = (torch.from_numpy(array).to(where) for array in (batch.tokens, batch.targets))
+        loss = F.cross_entropy(model(tokens).flatten(0, 1), targets.flatten())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         return loss.item()
 
     return step
+
+
+def generation(task: Task) -> Step:
+    """Greedy tokens from `transformers`, with a key-value cache, of the base that ships."""
+    torch.set_num_threads(worker_count(task.workers))
+    transformers.logging.set_verbosity_error()
+    ours = shipped(task)
+    c = ours.config
+    config = transformers.GPT2Config(
+        vocab_size=c.vocab,
+        n_positions=c.context,
+        n_embd=c.d_model,
+        n_layer=c.layers,
+        n_head=c.heads,
+        n_inner=c.d_hidden,
+    )
+    config.bos_token_id = config.eos_token_id = None
+    model = transformers.GPT2LMHeadModel(config).eval()
+    theirs = model.transformer.state_dict()
+    for path, array in _as_gpt2(parameters(ours)).items():
+        theirs.pop(path).copy_(torch.from_numpy(array))
+    assert not theirs, sorted(theirs)
+    prompt = torch.from_numpy(PROMPT)[None]
+
+    def step() -> list[int]:
+        with torch.no_grad():
+            found = model.generate(
+                prompt,
+                attention_mask=torch.ones_like(prompt),
+                max_new_tokens=task.size.seq,
+                do_sample=False,
+                pad_token_id=0,
+            )
+        return found[0, len(PROMPT) :].tolist()
+
+    return step
+
+
+def _as_gpt2(ours: Arrays) -> Arrays:
+    """The names of GPT-2's arrays, whose matrices are transposed, and query, key and value one beside the other."""
+    theirs = {
+        "wte.weight": ours["tokens.W"],
+        "wpe.weight": ours["positions.W"],
+        "ln_f.weight": ours["norm.gamma"],
+        "ln_f.bias": ours["norm.beta"],
+    }
+    for layer in range(sum(path.endswith("attention_norm.gamma") for path in ours)):
+        block, name = f"blocks.{layer}.", f"h.{layer}."
+        for norm, ln in (("attention_norm", "ln_1"), ("mlp_norm", "ln_2")):
+            theirs[f"{name}{ln}.weight"], theirs[f"{name}{ln}.bias"] = (
+                ours[f"{block}{norm}.gamma"],
+                ours[f"{block}{norm}.beta"],
+            )
+        for parts, conv in (
+            (("attention.query", "attention.key", "attention.value"), "attn.c_attn"),
+            (("attention.output",), "attn.c_proj"),
+            (("mlp.up",), "mlp.c_fc"),
+            (("mlp.down",), "mlp.c_proj"),
+        ):
+            theirs[f"{name}{conv}.weight"] = np.concatenate([ours[f"{block}{part}.W"] for part in parts]).T
+            theirs[f"{name}{conv}.bias"] = np.concatenate([ours[f"{block}{part}.b"] for part in parts])
+    return theirs

@@ -6,10 +6,13 @@ them can be set up first and then asked in turn: A B A B, which a machine that c
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
+import tempfile
 import time
+import tracemalloc
 from dataclasses import asdict
 from typing import Any
 
@@ -21,88 +24,98 @@ from .sizes import Size
 from .workloads import WORKLOADS, Task
 
 
-class Failed(RuntimeError):
-    """A child process ended with an error; the message is its last line."""
+class ChildError(ArithmeticError):
+    """A process that was to be timed ended with an error; the message holds its last line."""
 
 
 class Process:
-    """A child that has set up a task: `ask("step")` times one step of it, `ask("gemm")` the machine."""
+    """A child that sets up a task and does a step of it when asked."""
 
     def __init__(self, task: Task) -> None:
         self.task = task
-        line = [sys.executable, "-m", __name__, json.dumps(asdict(task))]
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         # A session of its own: Ctrl-C reaches the parent alone, which then ends the child.
         self._child = subprocess.Popen(
-            line,
+            [sys.executable, "-m", __name__, json.dumps(asdict(task))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=self._errors,
             text=True,
             start_new_session=True,
         )
-        self.ready: dict[str, Any] = {}
 
-    def __enter__(self) -> Process:
-        self.ready = self._answer()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._child.kill()
-        self._child.communicate()
+    def wait(self) -> dict[str, Any]:
+        """Wait until the task is set up. Raises ChildError."""
+        return self._answer()
 
     def ask(self, word: str) -> dict[str, Any]:
-        """Seconds and result of a "step" and the peak memory so far; or the "gemm" rate. Raises Failed."""
+        """The answer to "step", "bytes" or "gemm": see `serve`. Raises ChildError."""
         assert self._child.stdin is not None
-        try:
-            self._child.stdin.write(word + "\n")
-            self._child.stdin.flush()
-        except BrokenPipeError:
-            pass
+        with contextlib.suppress(BrokenPipeError):  # the child is gone; why, is said below
+            print(word, file=self._child.stdin, flush=True)
         return self._answer()
+
+    def end(self) -> None:
+        self._child.kill()
+        self._child.communicate()
+        self._errors.close()
 
     def _answer(self) -> dict[str, Any]:
         assert self._child.stdout is not None
         line = self._child.stdout.readline()
         if not line:
-            said = self._child.communicate()[1].strip().splitlines()
-            raise Failed(said[-1] if said else f"{self.task.workload} ended with exit code {self._child.returncode}")
-        return json.loads(line)
+            code = self._child.wait()
+            self._errors.seek(0)
+            said = self._errors.read().strip().splitlines() or [f"exit code {code}"]
+            raise ChildError(f"{self.task.workload}, {self.task.size.name}: {said[-1]}")
+        return dict(json.loads(line))
 
 
-def serve(settings: dict[str, Any]) -> None:
-    """The child."""
+def serve(task: Task) -> None:
+    """The child. It says when it is ready, and answers to every line it reads:
+
+    step   one step: its seconds, its result, and the largest resident memory of the process so far
+    bytes  one step of a traced task: the bytes of arrays that were held at once, those of the model included
+    gemm   floating-point operations a second of matrix products, on all workers
+    """
     answers, sys.stdout = sys.stdout, sys.stderr  # whatever a library prints is no answer
 
     def answer(**fields: Any) -> None:
         print(json.dumps(fields), file=answers, flush=True)
 
-    task = Task(**{**settings, "size": Size(**settings["size"])})
-    imported = peak_bytes()
+    if task.traced:
+        tracemalloc.start()
     step = WORKLOADS[task.workload](task)
-    answer(imported=imported)
-    for word in sys.stdin:
-        if word.strip() == "gemm":
+    answer(ready=True)
+    for line in sys.stdin:
+        if line.strip() == "gemm":
             answer(rate=gemm_rate(task.workers))
-            continue
-        began = time.perf_counter()
-        result = step()
-        answer(seconds=time.perf_counter() - began, result=result, peak=peak_bytes())
+        elif line.strip() == "bytes":
+            step()
+            tracemalloc.reset_peak()
+            step()
+            answer(bytes=tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+        else:
+            began = time.perf_counter()
+            result = step()
+            answer(seconds=time.perf_counter() - began, result=result, peak=peak_bytes())
 
 
 def gemm_rate(workers: int | None = None, n: int = 1024, repeats: int = 3) -> float:
-    """Floating-point operations a second of float32 matrix products n × n × n, one on each worker at a time."""
+    """Floating-point operations a second of float32 products n × n × n, one on each worker at a time."""
     rng = np.random.default_rng(0)
     x, y = (rng.standard_normal((n, n), dtype=np.float32) for _ in "xy")
-
+    results = [np.empty((n, n), np.float32) for _ in range(worker_count(workers))]
     with thread_map(workers) as run:
-        jobs = [np.empty((n, n), np.float32) for _ in range(worker_count(workers))]
-        run(lambda out: np.matmul(x, y, out=out), jobs)
+        run(lambda out: np.matmul(x, y, out=out), results)
         began = time.perf_counter()
         for _ in range(repeats):
-            run(lambda out: np.matmul(x, y, out=out), jobs)
+            run(lambda out: np.matmul(x, y, out=out), results)
         seconds = time.perf_counter() - began
-    return 2.0 * n**3 * repeats * len(jobs) / seconds
+    return 2.0 * n**3 * repeats * len(results) / seconds
 
 
 if __name__ == "__main__":
-    serve(json.loads(sys.argv[1]))
+    settings = json.loads(sys.argv[1])
+    serve(Task(**{**settings, "size": Size(**settings["size"])}))

@@ -2,7 +2,7 @@ r"""What is timed: five sizes of model and batch, from one that fits the cache t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -47,11 +47,20 @@ SIZES = {
 }
 
 
-def named_size(name: str) -> Size:
-    """`SIZES[name]`; an unknown name raises ValueError that lists the known ones."""
+# What generates: the base that ships, one sequence; `seq` is the number of tokens that are timed.
+GENERATION = Size("base", 192, 4, 6, 1, 200, 256)
+
+
+def named_size(name: str, batch: int | None = None) -> Size:
+    """`SIZES[name]`, with another number of sequences if one is given.
+
+    Raises ValueError for an unknown name, which lists the known ones, and for a batch below 1.
+    """
     if name not in SIZES:
         raise ValueError(f"size must be one of {', '.join(SIZES)}; got {name!r}")
-    return SIZES[name]
+    if batch is not None and batch < 1:
+        raise ValueError(f"batch must be at least 1, got {batch}")
+    return SIZES[name] if batch is None else replace(SIZES[name], batch=batch)
 
 
 class RandomTokens:

@@ -14,6 +14,8 @@ import autograd
 import numpy as np
 
 from .. import textbook
+from ..devices import to_device
+from ..files import load_model
 from ..generation import generate
 from ..lora import LoraConfig, adapt, adapters, merge
 from ..model import Transformer, initialize
@@ -23,13 +25,19 @@ from .sizes import ALPHA, RANK, TARGETS, RandomTokens, Size
 
 Step = Callable[[], Any]
 
+PROMPT = np.frombuffer(b"The os module ", np.uint8).astype(np.int64)
+
 # No clipping, here and in what we compare with: it would time one more pass over the gradient on either side.
 TRAINING = TrainingConfig(steps=1 << 30, learning_rate=1e-4, warmup=0, decay="constant", clip=None)
 
 
 @dataclass(frozen=True)
 class Task:
-    """What to time: a workload's name, the size, and on what."""
+    """What one process does: a workload by name, at a size.
+
+    workers   threads; None: as many as the library would use      device   "cpu" or "gpu"
+    traced    count the bytes of arrays as they are allocated, which costs time
+    """
 
     workload: str
     size: Size
@@ -37,12 +45,18 @@ class Task:
     device: str = "cpu"
     rank: int = RANK
     seed: int = 0
+    traced: bool = False
 
 
 def adapted_model(task: Task) -> Transformer:
-    """The model of this size with LoRA, B moved off zero, so that no product is with zeros."""
+    """The model of this size with LoRA."""
     rng = np.random.default_rng(task.seed)
-    model = adapt(initialize(task.size.config, rng), LoraConfig(task.rank, ALPHA, TARGETS), rng)
+    return _adapted(initialize(task.size.config, rng), task.rank, rng)
+
+
+def _adapted(base: Transformer, rank: int, rng: np.random.Generator) -> Transformer:
+    """With B moved off zero, so that no product is with zeros."""
+    model = adapt(base, LoraConfig(rank, ALPHA, TARGETS), rng)
     moved = {n: 0.02 * rng.standard_normal(B.shape).astype(B.dtype) for n, B in parameters(model, "*.B").items()}
     return with_parameters(model, moved)
 
@@ -52,20 +66,26 @@ def lora(task: Task) -> Step:
     return _training(adapted_model(task), ("*.A", "*.B"), task)
 
 
+def lora_recomputed(task: Task) -> Step:
+    """The same with `checkpoint_blocks`."""
+    return _training(replace(adapted_model(task), checkpoint_blocks=True), ("*.A", "*.B"), task)
+
+
 def full(task: Task) -> Step:
     """A training step of every parameter."""
     return _training(initialize(task.size.config, np.random.default_rng(task.seed)), ("*",), task)
 
 
 def _training(model: Transformer, select: tuple[str, ...], task: Task) -> Step:
-    trained = parameters(model, *select)
-    state, batches = start(trained, TRAINING), RandomTokens(task.size, task.seed)
+    model = to_device(model, task.device)
+    state = start(parameters(model, *select), TRAINING)
+    batches = RandomTokens(task.size, task.seed)
     records: Iterator[Record] = fit(model_loss(model), batches, TRAINING, state, task.workers)
     return lambda: next(records).loss
 
 
 def textbook_lora(task: Task) -> Step:
-    """The same step by autograd alone on the equations of `lora_np.textbook`, with all threads of the matrix library."""
+    """The LoRA step by autograd alone, on the equations of `lora_np.textbook`."""
     model, size = adapted_model(task), task.size
     plain = {path.replace(".base.", "."): array for path, array in parameters(model).items()}
     scaling = {path: module.scaling for path, module in adapters(model).items()}
@@ -85,11 +105,47 @@ def textbook_lora(task: Task) -> Step:
     return step
 
 
+def shipped(task: Task) -> Transformer:
+    """The base that ships, which is what generates."""
+    return to_device(load_model(), task.device)
+
+
+def generation(make: Callable[[Transformer], Transformer]) -> Callable[[Task], Step]:
+    """Greedy tokens, as many as `size.seq`, after a short prompt."""
+
+    def prepare(task: Task) -> Step:
+        model = make(shipped(task))
+        return lambda: list(generate(model, PROMPT, task.size.seq))
+
+    return prepare
+
+
+def _with_adapter(base: Transformer) -> Transformer:
+    return _adapted(base, RANK, np.random.default_rng(0))
+
+
 def peer(task: Task) -> Step:
-    """The LoRA step in PyTorch with PEFT: see `lora_np.bench.peers`."""
+    """The LoRA step in PyTorch with PEFT."""
     from .peers import training
 
     return training(task)
 
 
-WORKLOADS: dict[str, Callable[[Task], Step]] = {"lora": lora, "full": full, "textbook": textbook_lora, "peer": peer}
+def peer_generation(task: Task) -> Step:
+    """The same tokens from `transformers`."""
+    from .peers import generation
+
+    return generation(task)
+
+
+WORKLOADS: dict[str, Callable[[Task], Step]] = {
+    "lora": lora,
+    "lora, recomputed": lora_recomputed,
+    "full": full,
+    "textbook": textbook_lora,
+    "peer": peer,
+    "generation, base": generation(lambda base: base),
+    "generation, adapted": generation(_with_adapter),
+    "generation, merged": generation(lambda base: merge(_with_adapter(base))),
+    "generation, peer": peer_generation,
+}

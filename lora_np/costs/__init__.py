@@ -13,7 +13,7 @@ arithmetic wins and the docstring says so.
 
 from .arithmetic import adapter_multiply_adds, forward_multiply_adds, matrix_multiply_adds, step_multiply_adds
 from .counts import bias_count, lora_count, parameter_count
-from .memory import adapter_bytes, gradient_bytes, optimizer_bytes, training_state_bytes
+from .memory import adapter_bytes, gradient_bytes, optimizer_bytes, saved_numbers, step_bytes, training_state_bytes
 from .shapes import ATTENTION, ITEM_SIZE, MLP, PRESETS, SHAPES, Shape, named_shape, target_modules
 from .summary import CostReport, summary
 
@@ -35,6 +35,8 @@ __all__ = [
     "named_shape",
     "optimizer_bytes",
     "parameter_count",
+    "saved_numbers",
+    "step_bytes",
     "step_multiply_adds",
     "summary",
     "target_modules",

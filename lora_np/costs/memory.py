@@ -2,7 +2,10 @@ r"""Bytes: of an adapter file, of what training holds, and of a whole step."""
 
 from __future__ import annotations
 
-from .shapes import ITEM_SIZE, nearest_first
+from collections.abc import Iterable
+
+from .counts import lora_count, parameter_count
+from .shapes import ATTENTION, ITEM_SIZE, MLP, Shape, nearest_first, target_modules
 
 
 def adapter_bytes(count: int, dtype: str) -> int:
@@ -39,3 +42,55 @@ def training_state_bytes(frozen: int, trained: int, item_size: int = 4) -> int:
     up to 3/4; counting only the value and the two moments, and no gradient, saves up to 2/3.
     """
     return item_size * (frozen + trained) + gradient_bytes(trained, item_size) + optimizer_bytes(trained, item_size)
+
+
+def saved_numbers(shape: Shape, rank: int | None, targets: str | Iterable[str] = "qv") -> int:
+    r"""How many numbers one block keeps for backward, per token; `rank` None: every parameter is trained.
+
+    $$\underbrace{2(d+1)}_{norms} + \underbrace{4d + heads}_{attention} + \underbrace{f}_{\mathrm{GELU}'}
+      \;[\,+\,d\;x\ of\ q,k,v\,]\;[\,+\,d\;x\ of\ up\,]\;[\,+\,f\;x\ of\ down\,]\;[\,+\,r\ per\ target\,]
+      \tag{C10}$$
+
+    A map keeps its input x only where it is trained; q, k and v share theirs, and that of the output map is kept by
+    attention anyway. Scores and logits are made in blocks and not kept. Counted from `lora_np.operations`.
+    """
+    d, f = shape.d_model, shape.d_ff
+    trained = [m for m in ATTENTION + MLP if rank is None or m in target_modules(shape, targets)]
+    inputs = d * bool(set(trained) & set(ATTENTION[:3])) + d * ("mlp.up" in trained) + f * ("mlp.down" in trained)
+    return 2 * (d + 1) + 4 * d + shape.heads + f + inputs + (rank or 0) * len(trained)
+
+
+def step_bytes(
+    shape: Shape,
+    batch: int,
+    length: int,
+    rank: int | None = None,
+    targets: str | Iterable[str] = "qv",
+    *,
+    pieces: int = 1,
+    at_once: int = 1,
+    recomputed: bool = False,
+    item_size: int = 4,
+) -> int:
+    r"""The largest number of bytes that arrays hold during a training step with AdamW.
+
+    The batch is cut into `pieces`, of which `at_once` are worked on together, each of n tokens. With Θ trained
+    parameters (N when `rank` is None) and C10's k numbers saved per token and block, the larger of
+
+    $$N + 3\Theta + pieces\cdot\Theta
+        + at\ once\cdot n\,\big(Lk + \underbrace{2f + 3d}_{inside\ one\ MLP} + \underbrace{2d}_{head}\big)
+        \qquad gradients \tag{C11}$$
+    $$N + 6\Theta + \Theta \qquad update:\ the\ old\ and\ the\ new\ \theta, m, v,\ and\ the\ gradient \tag{C12}$$
+
+    `recomputed`: only the input of each block is kept, and backward makes the rest of one block at a time: Lk becomes
+    Ld + k. Blocks of scores and logits, a few MiB, are left out; so are the libraries.
+    """
+    total = parameter_count(shape)
+    trained = total if rank is None else lora_count(shape, rank, targets)
+    saved = saved_numbers(shape, rank, targets)
+    tokens = -(-batch // pieces) * length
+    kept = shape.layers * shape.d_model + saved if recomputed else shape.layers * saved
+    activations = tokens * (kept + 2 * shape.d_ff + 5 * shape.d_model)
+    gradients = total + (3 + pieces) * trained + at_once * activations
+    update = total + 7 * trained
+    return item_size * max(gradients, update)

@@ -25,6 +25,7 @@ backward makes the logits a second time, but only where the table is trained.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -65,7 +66,10 @@ def head_cross_entropy_forward(
 def head_cross_entropy_backward(saved: Any, dy: Array, wanted: tuple[str, ...]) -> list[Array]:
     """(H2), made by the forward pass, and (H3)."""
     dH, kept, shape = saved
-    gradient = {"h": lambda: (dH * dy).reshape(shape), "W": lambda: _gradient_of_table(*kept, dy)}
+    gradient: dict[str, Callable[[], Array]] = {
+        "h": lambda: (dH * dy).reshape(shape),
+        "W": lambda: _gradient_of_table(dy, *kept),
+    }
     return [gradient[name]() for name in wanted]
 
 
@@ -92,7 +96,7 @@ def _summed(H: Array, W: Array, wants_mean: bool) -> tuple[Array, Any]:
     return top + xp.log(total), sum_
 
 
-def _gradient_of_table(h: Array, W: Array, log_sum: Array, y: Array, w: Array, dy: Array) -> Array:
+def _gradient_of_table(dy: Array, h: Array, W: Array, log_sum: Array, y: Array, w: Array) -> Array:
     """(H3)."""
     xp = array_module(h)
     H = rows(h)

@@ -1,0 +1,134 @@
+r"""A benchmark as tables, each a title, a head and rows of text."""
+
+from __future__ import annotations
+
+from ..threads import worker_count
+from .measure import ratio
+from .report import BenchReport, SizeReport
+from .sizes import RANK, TARGETS
+
+Row = tuple[str, ...]
+Table = tuple[str, Row, list[Row]]
+
+
+def tables(report: BenchReport) -> list[Table]:
+    """(title, head, rows) of everything, as text."""
+    found = [_step_table(report)]
+    if any(size.peer for size in report.sizes):
+        found.append(_peer_table(report))
+    found.append(_generation_table(report))
+    if report.growth:
+        found.append(_growth_table(report))
+    return found
+
+
+def markdown(report: BenchReport) -> str:
+    """The tables, for a README."""
+    parts = [f"{report.machine}; {worker_count(report.config.workers)} threads, {report.config.rounds} rounds."]
+    for title, head, rows in tables(report):
+        lines = ["| " + " | ".join(cells) + " |" for cells in (head, ("---",) * len(head), *rows)]
+        parts.append(f"{title}\n\n" + "\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def _step_table(report: BenchReport) -> Table:
+    head = (
+        "size",
+        "LoRA step",
+        "tokens/s",
+        "peak memory",
+        "arrays, predicted",
+        "of GEMM peak",
+        "LoRA / full step",
+        "textbook / LoRA",
+    )
+    rows: list[Row] = [
+        (
+            s.size.name,
+            _seconds(s.lora.median),
+            f"{s.lora.tokens_per_second:,.0f}",
+            _megabytes(s.lora.peak),
+            _megabytes(s.predicted_bytes),
+            "-" if s.lora.roofline is None else f"{s.lora.roofline:.2f}",
+            str(s.to_full),
+            "-" if s.to_textbook is None else f"{1 / s.to_textbook.median:.1f}",
+        )
+        for s in report.sizes
+    ]
+    return f"A training step with AdamW, LoRA of rank {RANK} on {TARGETS}", head, rows
+
+
+def _peer_table(report: BenchReport) -> Table:
+    head = (
+        "size",
+        "lora_np",
+        "PyTorch + PEFT",
+        "time ratio (range)",
+        "peak memory",
+        "of PyTorch + PEFT",
+        "memory ratio",
+        "losses differ by",
+    )
+    rows: list[Row] = [
+        (
+            s.size.name,
+            _seconds(s.lora.median),
+            _seconds(s.peer.median),
+            str(s.to_peer),
+            _megabytes(s.lora.peak),
+            _megabytes(s.peer.peak),
+            f"{s.memory_to_peer:.2f}",
+            _loss_gap(s),
+        )
+        for s in report.sizes
+        if s.peer
+    ]
+    return (
+        "The same LoRA step beside PyTorch eager with PEFT, in processes asked in turn; below 1, lora_np needs less",
+        head,
+        rows,
+    )
+
+
+def _loss_gap(report: SizeReport) -> str:
+    """Both start from the same numbers, so after as many steps the losses must be equal up to rounding."""
+    assert report.peer is not None
+    return f"{abs(report.lora.result - report.peer.result):.1e}" if report.lora.steps == report.peer.steps else "-"
+
+
+def _generation_table(report: BenchReport) -> Table:
+    found = {m.workload.removeprefix("generation, "): m for m in report.generation}
+    base = found["base"]
+    twins = {"merged": "adapted", "peer": "base"}  # who must write the same
+    head = ("model", "tokens/s", "speed of the base / its own (range)", "same text as")
+    rows: list[Row] = []
+    for name, m in found.items():
+        twin = twins.get(name)
+        same = "-" if twin is None else f"{twin}: {'yes' if m.result == found[twin].result else 'NO'}"
+        shown = "base, in transformers" if name == "peer" else name
+        rows.append((shown, f"{m.size.seq / m.median:,.0f}", str(ratio(m, base)), same))
+    return f"{base.size.seq} greedy tokens after a short prompt, the base that ships, one sequence", head, rows
+
+
+def _growth_table(report: BenchReport) -> Table:
+    head = ("what grows", "values", "time (range)", "multiply-adds", "memory", "memory, predicted")
+    rows: list[Row] = [
+        (
+            g.name,
+            ", ".join(map(str, g.values)),
+            str(g.time),
+            f"{g.time_predicted:.2f}",
+            f"{g.memory:.2f}",
+            f"{g.memory_predicted:.2f}",
+        )
+        for g in report.growth
+    ]
+    return "Exponents p of y = c·x^p for a LoRA step, measured and from the closed forms", head, rows
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.2f} s" if value >= 1 else f"{1e3 * value:.3g} ms"
+
+
+def _megabytes(value: int) -> str:
+    return f"{value / 1e6:,.0f} MB"
