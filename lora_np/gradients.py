@@ -266,6 +266,15 @@ def operation_cases(rng: np.random.Generator, operations: Any = ops, device: str
         float(operations.cross_entropy(there(logits), *labels)),
         device,
     )
+    h, W = normal(batch, seq, d_in), normal(vocab, d_in)
+    yield Case(
+        "head_cross_entropy",
+        lambda p: operations.head_cross_entropy(p["h"], p["W"], *labels),
+        lambda p: textbook.cross_entropy(anp.dot(p["h"], p["W"].T), targets, weights),
+        {"h": h, "W": W},
+        float(operations.head_cross_entropy(there(h), there(W), *labels)),
+        device,
+    )
 
 
 def adapted_case(rng: np.random.Generator, device: str = "cpu") -> Case:
@@ -307,7 +316,7 @@ def _model_case(name: str, model: Any, select: tuple[str, ...], rng: np.random.G
     node, ids, padding, *labels = to_device((model, tokens, mask, targets, weights), device)
 
     def hand(point: Arrays) -> Any:
-        return ops.cross_entropy(with_parameters(node, point)(ids, padding), *labels)
+        return with_parameters(node, point).loss(ids, *labels, padding)
 
     def book(point: Arrays) -> Any:
         p = {**frozen, **{_plain(path): array for path, array in point.items()}}

@@ -357,6 +357,20 @@ BACKWARD = {
     "a target not subtracted": backward_fault(
         "cross_entropy", "logits", lambda g, s, dy: {"logits": (dy * s[2][:, None] * s[0]).reshape(s[3])}
     ),
+    "weights ignored backwards in the head": saved_fault(
+        "head_cross_entropy", "W", lambda s: (s[0], (*s[1][:4], np.full_like(s[1][4], s[1][4].mean())), s[2])
+    ),
+    "a target not subtracted in the head": backward_fault(
+        "head_cross_entropy",
+        "h",
+        lambda g, s, dy: {"h": g["h"] + (dy * s[1][4] * s[1][1][s[1][3]]).reshape(s[2])},
+    ),
+    "targets of the head exchanged backwards": saved_fault(
+        "head_cross_entropy", "W", lambda s: (s[0], (*s[1][:3], np.roll(s[1][3], 1), s[1][4]), s[2])
+    ),
+    "a sum over the vocabulary that lacks a word": saved_fault(
+        "head_cross_entropy", "W", lambda s: (s[0], (*s[1][:2], s[1][2] - 0.1, *s[1][3:]), s[2])
+    ),
     "a mean in place of the sum, backwards only": backward_fault(
         "cross_entropy", "logits", scaled("logits", lambda s: 1 / s[2].size)
     ),
@@ -448,9 +462,11 @@ def exchanged(layer: Attention, x: Any, mask: Any = None, cache: Any = None) -> 
     return layer.output(operations.attention(k, q, v, layer.heads, layer.causal, mask))
 
 
+HIDDEN = Transformer.hidden
+
+
 def padding_seen(model: Transformer, tokens: Any, mask: Any = None, caches: Any = None) -> Any:
-    h = model.hidden(tokens)
-    return model.tokens.logits(h) if model.head is None else model.head(h)
+    return HIDDEN(model, tokens)
 
 
 MODEL_FAULTS: dict[str, tuple[Any, str, Callable[..., Any], str]] = {
@@ -479,7 +495,7 @@ def test_the_check_of_a_bidirectional_model_catches_padding_that_is_seen(monkeyp
     whole = full_case(rng(SQUARE), causal=False)
     case = replace(whole, point={"norm.gamma": whole.point["norm.gamma"]})
     assert row_of(case, "norm.gamma").verdict == "equal"
-    monkeypatch.setattr(Transformer, "__call__", padding_seen)
+    monkeypatch.setattr(Transformer, "hidden", padding_seen)
     assert row_of(case, "norm.gamma").verdict == "different"
 
 

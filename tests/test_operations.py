@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import math
 import sys
+import tracemalloc
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from hypothesis import strategies as st
 from lora_np import operations, textbook
 from lora_np.arrays import row_blocks
 from lora_np.differentiation import operation, value_and_grad
+from lora_np.threads import thread_map
 
 
 @dataclass(frozen=True, repr=False)
@@ -169,6 +171,20 @@ def cross_entropy_case(draw: st.DrawFn) -> Case:
     return Case(operations.cross_entropy, textbook.cross_entropy, arguments, ("logits",), rng.standard_normal())
 
 
+@st.composite
+def head_cross_entropy_case(draw: st.DrawFn) -> Case:
+    rng, logits = generators(draw), draw(cross_entropy_case())
+    d, vocab = draw(width), logits.arguments["logits"].shape[-1]
+    h = rng.standard_normal((*logits.arguments["logits"].shape[:-1], d))
+    arguments = {"h": h, "W": rng.standard_normal((vocab, d)), **logits.arguments}
+    del arguments["logits"]
+    return Case(operations.head_cross_entropy, textbook_head, arguments, ("h", "W"), logits.dy)
+
+
+def textbook_head(h: Any, W: Any, targets: Any, weights: Any) -> Any:
+    return textbook.cross_entropy(anp.dot(h, W.T), targets, weights)
+
+
 CASES = {
     "linear": linear_case(),
     "lora_linear": lora_linear_case(),
@@ -177,6 +193,7 @@ CASES = {
     "gelu": gelu_case(),
     "attention": attention_case(),
     "cross_entropy": cross_entropy_case(),
+    "head_cross_entropy": head_cross_entropy_case(),
 }
 every_operation = pytest.mark.parametrize("name", CASES)
 
@@ -267,7 +284,7 @@ def test_no_result_depends_on_uninitialised_memory(name: str, data: st.DataObjec
     case = data.draw(CASES[name])
     value, gradient = value_and_grad(case.loss(case.ours))(case.point)
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("activation", "attention", "embedding", "linear", "loss", "normalization"):
+        for module in ("activation", "attention", "embedding", "head", "linear", "loss", "normalization"):
             if hasattr(operation_module(module), "array_module"):
                 patch.setattr(operation_module(module), "array_module", lambda x: FullOfNaN())
         poisoned, poisoned_gradient = value_and_grad(case.loss(case.ours))(case.point)
@@ -471,8 +488,8 @@ def test_cutting_rows_into_blocks_changes_nothing(name: str, module: str, elemen
     whole = [case.ours(*case.positional()), *value_and_grad(case.loss(case.ours))(case.point)[1].values()]
     calls = []
 
-    def small(n: int, width: int) -> Any:
-        calls.append(blocks := list(row_blocks(n, width, elements)))
+    def small(n: int, width: int, **_: Any) -> Any:
+        calls.append(blocks := row_blocks(n, width, elements))
         return blocks
 
     with pytest.MonkeyPatch.context() as patch:
@@ -634,6 +651,75 @@ def uncentred_backward(saved: Any, dy: Any, wanted: tuple[str, ...]) -> list[Any
 
 
 # ------------------------------------------------------------------------------------------- cross-entropy
+
+
+@pytest.mark.parametrize("words", [1, 3, 7])
+@pytest.mark.parametrize("logits", [1, 6, 100])
+@random_shapes
+@given(st.data())
+def test_a_head_in_blocks_of_rows_and_vocabulary_is_the_whole_one(words: int, logits: int, data: st.DataObject) -> None:
+    """Value and gradients agree with the textbook's for every way to cut; the largest logit may be in any block."""
+    head = operation_module("head")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(head, "WORDS", words)
+        patch.setattr(head, "LOGITS", logits)
+        assert_is_the_textbooks(data.draw(CASES["head_cross_entropy"]))
+
+
+def test_logits_of_a_head_that_are_ten_thousand_apart_neither_overflow_nor_lose_the_answer() -> None:
+    """Rising and falling from block to block: the largest so far is taken out of what was summed before."""
+    head, W = operation_module("head"), np.array([[1e4], [-1e4], [0.0], [1e4]])
+    h, targets, weights = np.array([[1.0], [-1.0]]), np.array([0, 1]), np.ones(2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(head, "WORDS", 1)
+        value, gradient = value_and_grad(lambda p: operations.head_cross_entropy(p["h"], W, targets, weights))({"h": h})
+    assert value == pytest.approx(math.log(2.0), rel=4 * np.finfo(float).eps)
+    assert gradient["h"].tolist() == [[0.0], [0.0]]  # of 0 and 3, equal words, one is the target; W1 is its own mean
+
+
+def test_the_head_makes_no_array_of_tokens_by_vocabulary() -> None:
+    rng = np.random.default_rng(0)
+    h, W = rng.standard_normal((600, 8)), rng.standard_normal((20_000, 8))
+    targets, weights = rng.integers(0, 20_000, 600), np.full(600, 1 / 600)
+    whole = 600 * 20_000 * 8
+
+    def peak(loss: Callable[..., Any]) -> int:
+        tracemalloc.start()
+        value_and_grad(loss)({"h": h, "W": W})
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    assert peak(lambda p: operations.cross_entropy(operations.linear(p["h"], p["W"], None), targets, weights)) > whole
+    assert peak(lambda p: operations.head_cross_entropy(p["h"], p["W"], targets, weights)) < whole / 2
+
+
+# ------------------------------------------------------------------------------------- idle threads inside
+
+
+@every_operation
+@few_shapes
+@given(st.data())
+def test_idle_threads_inside_an_operation_change_no_bit(name: str, data: st.DataObject) -> None:
+    """Every array is cut into the smallest blocks there are, which two threads share."""
+    case = data.draw(CASES[name])
+
+    def both() -> list[Any]:
+        value, gradient = value_and_grad(case.loss(case.ours))(case.point)
+        return [value, *gradient.values()]
+
+    def cut(n: int, width: int, elements: int = 1, xp: Any = np) -> list[slice]:
+        return row_blocks(n, 1, 1)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("activation", "head", "linear", "normalization"):
+            patch.setattr(operation_module(module), "row_blocks", cut)
+        for module, value in (("linear", "ROWS"), ("attention", "SCORES")):
+            patch.setattr(operation_module(module), value, 1)
+        alone = both()
+        with thread_map(2) as run:
+            (helped,) = run(lambda _: both(), [None])
+    assert all(map(np.array_equal, alone, helped))
 
 
 def test_logits_of_ten_thousand_neither_overflow_nor_lose_the_answer() -> None:

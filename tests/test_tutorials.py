@@ -47,7 +47,7 @@ def public_names() -> set[str]:
     """Every function and class that a module of the package defines or lists."""
     names = set(lora_np.__all__)
     for module in pkgutil.walk_packages(lora_np.__path__, "lora_np."):
-        if module.name.startswith("lora_np.pretrained"):
+        if module.name.startswith(("lora_np.pretrained", "lora_np.bench.peers")):
             continue
         loaded = importlib.import_module(module.name)
         names |= {n for n, value in vars(loaded).items() if getattr(value, "__module__", None) == module.name}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ from .workloads import Task
 
 ROUND_SECONDS = 0.2  # of steps in one round, so that a short step is not judged by one of them
 MOST_STEPS = 30
+PAUSE = 0.15  # seconds between two turns: threads of a matrix library spin for a tenth after their last work
 HEADROOM = 1 << 28  # bytes beside the arrays: libraries, and blocks of scores and logits
 
 # What a process of PyTorch holds beside ours, and the textbook with its whole scores: measured at five sizes, see
@@ -35,7 +37,7 @@ PEER_FACTOR, TEXTBOOK_FACTOR = 2.6, 6.0
 class Measured:
     """What one workload did at one size, a value a round.
 
-    seconds   of one step, the median of those of the round      result   of the last step of all
+    seconds   of one step, the median of those of the round      result   of the second step: a loss, or tokens
     peak      largest resident memory of the process, in bytes   gemm     flop/s of matrix products in this process
     """
 
@@ -43,7 +45,6 @@ class Measured:
     size: Size
     rank: int
     seconds: tuple[float, ...]
-    steps: int  # in all, up to that result
     peak: int
     gemm: tuple[float, ...]
     result: Any
@@ -133,12 +134,17 @@ def measure(tasks: Sequence[Task], rounds: int) -> Generator[str, None, list[Mea
     last: list[dict[str, Any]] = [{} for _ in tasks]
     with processes(tasks) as children:
         for i, child in enumerate(children):
-            yield f"{tasks[i].size.name}, {tasks[i].workload}, first step"
+            yield f"{tasks[i].size.name}, {tasks[i].workload}, first steps"
+            child.ask("step")
             last[i] = child.ask("step")
+        second = [answer["result"] for answer in last]
         steps = [min(MOST_STEPS, math.ceil(ROUND_SECONDS / answer["seconds"])) for answer in last]
         for number in range(rounds):
             for i, child in enumerate(children):
                 yield f"{tasks[i].size.name}, {tasks[i].workload}, round {number + 1}"
+                time.sleep(PAUSE)
+                if steps[i] > 1:
+                    child.ask("step")  # whose caches are cold
                 answers = [child.ask("step") for _ in range(steps[i])]
                 seconds[i].append(statistics.median(answer["seconds"] for answer in answers))
                 last[i] = answers[-1]
@@ -150,10 +156,9 @@ def measure(tasks: Sequence[Task], rounds: int) -> Generator[str, None, list[Mea
             t.size,
             t.rank,
             tuple(seconds[i]),
-            1 + rounds * steps[i],
             last[i]["peak"],
             tuple(gemm[i]),
-            last[i]["result"],
+            second[i],
         )
         for i, t in enumerate(tasks)
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..threads import worker_count
 from .measure import ratio
-from .report import BenchReport, SizeReport
+from .report import BenchReport
 from .sizes import RANK, TARGETS
 
 Row = tuple[str, ...]
@@ -78,7 +78,7 @@ def _peer_table(report: BenchReport) -> Table:
             _megabytes(s.lora.peak),
             _megabytes(s.peer.peak),
             f"{s.memory_to_peer:.2f}",
-            _loss_gap(s),
+            f"{abs(s.lora.result - s.peer.result):.1e}",
         )
         for s in report.sizes
         if s.peer
@@ -88,12 +88,6 @@ def _peer_table(report: BenchReport) -> Table:
         head,
         rows,
     )
-
-
-def _loss_gap(report: SizeReport) -> str:
-    """Both start from the same numbers, so after as many steps the losses must be equal up to rounding."""
-    assert report.peer is not None
-    return f"{abs(report.lora.result - report.peer.result):.1e}" if report.lora.steps == report.peer.steps else "-"
 
 
 def _generation_table(report: BenchReport) -> Table:
