@@ -355,7 +355,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _code(arguments: Sequence[str] | None) -> int:
     try:
-        return int(app(arguments or sys.argv[1:] or ["--help"], standalone_mode=False) or 0)
+        code = int(app(arguments or sys.argv[1:] or ["--help"], standalone_mode=False) or 0)
+        return _fail("interrupted", 130) if code == 130 else code  # typer has caught Ctrl-C itself
     except Interrupted as stopped:
         return _fail(f"{stopped}; --resume continues", 130)
     except KeyboardInterrupt:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from builders import adapted, assert_agree, model, moved, random_batch
 
-from lora_np.differentiation import operation, value_and_grad
+from lora_np.differentiation import operation, recomputed, value_and_grad
 from lora_np.model import language_model_loss
 from lora_np.operations import attention, cross_entropy, embedding, gelu, layer_norm, linear, lora_linear
 from lora_np.parameters import parameters, with_parameters
@@ -297,3 +297,81 @@ def test_two_thousand_gradients_in_eight_threads_are_the_serial_ones_bit_for_bit
     for i, (value, gradient) in enumerate(threaded):
         assert value == serial[i % 12][0]
         assert all(np.array_equal(gradient[name], serial[i % 12][1][name]) for name in p)
+
+
+# ---------------------------------------------------------------------------------------------------- recomputed
+
+
+def layers_of(p: dict[str, Any], x: Any) -> Any:
+    return gelu(linear(x, p["W"], p["b"])) * p["gain"]
+
+
+def layer_arrays() -> tuple[dict[str, Any], Any]:
+    rng = np.random.default_rng(0)
+    return {"W": rng.standard_normal((6, 6)), "b": rng.standard_normal(6), "gain": rng.standard_normal(6)}, (
+        rng.standard_normal((9, 6))
+    )
+
+
+@pytest.mark.parametrize("names", [("W",), ("b", "gain"), ("W", "b", "gain", "x"), ("x",)], ids=" ".join)
+def test_what_is_recomputed_has_the_same_value_and_gradients_bit_for_bit(names: tuple[str, ...]) -> None:
+    arrays, x = layer_arrays()
+    point = {name: {**arrays, "x": x}[name] for name in names}
+
+    def loss(p: dict[str, Any], layer: Any) -> Any:
+        inside = {**arrays, **{name: value for name, value in p.items() if name != "x"}}
+        h = layer(inside, p.get("x", x))
+        return anp.sum(layer(inside, h) ** 2)  # twice, the second on the first
+
+    kept = value_and_grad(lambda p: loss(p, layers_of))(point)
+    again = value_and_grad(lambda p: loss(p, lambda inside, h: recomputed(layers_of, inside, h)))(point)
+    assert kept[0] == again[0]
+    assert all(np.array_equal(kept[1][name], again[1][name]) and kept[1][name].any() for name in names)
+
+
+def test_what_is_recomputed_is_evaluated_twice_with_a_gradient_and_once_without() -> None:
+    arrays, x = layer_arrays()
+    calls = []
+
+    def layer(p: dict[str, Any], h: Any) -> Any:
+        calls.append(sorted(name for name, value in p.items() if type(value) is not np.ndarray))
+        return layers_of(p, h)
+
+    recomputed(layer, arrays, x)
+    assert calls == [[]]
+    value_and_grad(lambda p: anp.sum(recomputed(layer, {**arrays, **p}, x)))({"b": arrays["b"]})
+    assert calls == [[], [], ["b"]]  # boxed the second time, and only what is differentiated
+
+
+def test_what_is_recomputed_keeps_nothing_in_between() -> None:
+    arrays, x = layer_arrays()
+    kept: list[weakref.ref[Any]] = []
+
+    def layer(p: dict[str, Any], h: Any) -> Any:
+        u = linear(h, p["W"], p["b"])
+        kept.append(weakref.ref(u if type(u) is np.ndarray else u._value))
+        return gelu(u)
+
+    def loss(p: dict[str, Any]) -> Any:
+        y = recomputed(layer, {**arrays, **p}, x)
+        assert kept[0]() is None
+        return anp.sum(y)
+
+    value_and_grad(loss)({"W": arrays["W"]})
+
+
+def test_a_second_derivative_of_what_is_recomputed_raises() -> None:
+    arrays, x = layer_arrays()
+    once = autograd.grad(lambda x: anp.sum(recomputed(layers_of, arrays, x)))
+    assert once(x).any()
+    with pytest.raises(TypeError, match=SECOND):
+        autograd.grad(lambda x: anp.sum(once(x)))(x)
+
+
+def test_an_array_that_what_is_recomputed_does_not_use_has_gradient_zero() -> None:
+    arrays, x = layer_arrays()
+    _, gradient = value_and_grad(lambda p: anp.sum(recomputed(layers_of, {**arrays, **p}, x)))(
+        {"b": arrays["b"], "idle": np.ones(3)}
+    )
+    assert gradient["b"].any()
+    assert gradient["idle"].tolist() == [0.0, 0.0, 0.0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from dataclasses import replace
 from typing import Any
 
 import autograd
@@ -28,8 +29,11 @@ from hypothesis import strategies as st
 
 from lora_np import costs, textbook
 from lora_np.differentiation import value_and_grad
+from lora_np.generation import generate
 from lora_np.model import Embedding, LayerNorm, Linear, Transformer, initialize, language_model_loss
+from lora_np.operations import cross_entropy
 from lora_np.parameters import count, parameters, with_parameters
+from lora_np.training import model_loss
 
 # ------------------------------------------------------------------------------------------------------ sizes
 
@@ -348,3 +352,62 @@ def test_caches_have_the_type_of_the_model() -> None:
     assert {(c.keys.shape, c.keys.dtype, c.values.shape, c.length) for c in caches} == {
         ((2, 12, 8), np.dtype(np.float32), (2, 12, 8), 0)
     }
+
+
+# ------------------------------------------------------------------------------------------ recomputed in backward
+
+
+@pytest.mark.parametrize("select", [("*.A", "*.B"), ("blocks.1.*.A",), ("*",)], ids=" ".join)
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_checkpointed_blocks_have_the_same_loss_and_gradients_bit_for_bit(select: Any, dropout: float) -> None:
+    """With dropout too: the masks are drawn once more as they were."""
+    node = moved(adapted(model(), targets=("attention+mlp", "tokens"), tied_head="tie", dropout=dropout))
+    batch, trained = random_batch(node), parameters(node, *select)
+
+    def gradient(node: Transformer, seed: int) -> Any:
+        return value_and_grad(model_loss(node))(trained, batch, np.random.default_rng(seed))
+
+    kept, again = gradient(node, 7), gradient(replace(node, checkpoint_blocks=True), 7)
+    assert kept[0] == again[0]
+    assert all(np.array_equal(again[1][name], array) for name, array in kept[1].items())
+    if dropout:
+        assert gradient(node, 8)[0] != kept[0]  # contrast: the masks matter
+
+
+def test_checkpointed_blocks_evaluate_and_generate_as_before() -> None:
+    node = model()
+    checkpointed = replace(node, checkpoint_blocks=True)
+    assert np.array_equal(checkpointed(tokens_of(node)), node(tokens_of(node)))
+    prompt = np.array([1, 2, 3])
+    assert list(generate(checkpointed, prompt, 4)) == list(generate(node, prompt, 4))
+
+
+def test_checkpointed_blocks_of_a_padded_bidirectional_model_see_the_mask() -> None:
+    node = model(causal=False)
+    mask = np.arange(12) < np.array([[12], [5], [7]])
+    batch = random_batch(node)
+
+    def loss(node: Transformer, p: Any) -> Any:
+        return with_parameters(node, p).loss(batch.tokens, batch.targets, batch.weights, mask)
+
+    kept, again = (
+        value_and_grad(lambda p, n=n: loss(n, p))(parameters(n)) for n in (node, replace(node, checkpoint_blocks=True))
+    )
+    assert kept[0] == again[0]
+    assert all(np.array_equal(again[1][name], array) for name, array in kept[1].items())
+
+
+# ------------------------------------------------------------------------------------------------------ the loss
+
+
+@pytest.mark.parametrize("head", ["tied", "own", "own, with a bias", "adapted", "tied and adapted"])
+def test_the_loss_of_a_model_is_the_cross_entropy_of_its_logits(head: str) -> None:
+    node = model(tied=head.startswith("tied"))
+    if head == "own, with a bias":
+        node = replace(node, head=Linear(node.head.W, np.linspace(-1, 1, 11)))  # type: ignore[union-attr]
+    if "adapted" in head:
+        node = moved(adapted(node, targets=("head",) if head == "adapted" else ("tokens",), tied_head="tie"))
+    batch = random_batch(node)
+    expected = cross_entropy(node(batch.tokens), batch.targets, batch.weights)
+    assert_agree(node.loss(batch.tokens, batch.targets, batch.weights), expected)
+    assert language_model_loss(node, batch) == node.loss(batch.tokens, batch.targets, batch.weights)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from lora_np.threads import MOST, VARIABLE, thread_map, worker_count
+from lora_np.threads import MOST, VARIABLE, each, thread_map, worker_count
 
 # How long two threads wait for each other; they meet at once, unless there is only one of them.
 PATIENCE = 20.0
@@ -86,6 +86,69 @@ def test_no_thread_is_left_behind() -> None:
         run(lambda _: time.sleep(0.01), range(8))
         assert threading.active_count() > before
     assert threading.active_count() == before
+
+
+# ------------------------------------------------------------------------------------ idle threads, inside one item
+
+
+def threads_of_each(workers: int, items: int, jobs: int) -> list[set[int]]:
+    """Which threads `each` used, for every item of the map."""
+
+    def one(_: int) -> set[int]:
+        used: set[int] = set()
+        each(lambda _: (time.sleep(0.01), used.add(threading.get_ident())), range(jobs))
+        return used
+
+    with thread_map(workers) as run:
+        return run(one, range(items))
+
+
+def test_a_single_item_has_the_other_threads_to_itself() -> None:
+    (used,) = threads_of_each(2, 1, 8)
+    assert len(used) == 2
+    assert threading.get_ident() not in used
+
+
+def test_items_side_by_side_have_no_threads_to_spare() -> None:
+    for used in threads_of_each(2, 2, 4):
+        assert len(used) == 1
+    (used,) = threads_of_each(1, 1, 4)
+    assert used == {threading.get_ident()}
+
+
+def test_one_job_and_a_job_outside_a_map_are_done_by_the_caller() -> None:
+    (used,) = threads_of_each(2, 1, 1)
+    assert used == {threading.get_ident()}
+    done: list[int] = []
+    each(lambda _: done.append(threading.get_ident()), range(3))
+    assert done == [threading.get_ident()] * 3
+
+
+def test_every_job_is_done_once_and_an_exception_reaches_the_caller() -> None:
+    done: list[int] = []
+
+    def refuses_five(i: int) -> None:
+        if i == 5:
+            raise KeyError("five is not served")
+        done.append(i)
+
+    with thread_map(3) as run:
+        run(lambda _: each(done.append, range(20)), [None])
+        assert sorted(done) == list(range(20))
+        with pytest.raises(KeyError, match="five is not served"):
+            run(lambda _: each(refuses_five, range(8)), [None])
+        assert run(lambda _: each(done.append, [99]), [None]) == [None]  # and the map can be used again
+
+
+def test_a_job_sees_the_settings_of_numpy_of_the_caller() -> None:
+    def overflow(_: int) -> None:
+        np.exp(np.full(4, 1000.0))
+
+    with thread_map(2) as run:
+        with np.errstate(over="ignore"):
+            run(lambda _: each(overflow, range(4)), [None])
+        with np.errstate(over="raise"), pytest.raises(FloatingPointError):  # contrast
+            run(lambda _: each(overflow, range(4)), [None])
 
 
 # --------------------------------------------------------------------------------------------- the matrix library

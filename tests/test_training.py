@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from builders import adapted, assert_agree, hashes, model, moved, random_batch
 
+import lora_np.training
+from lora_np.costs import matrix_multiply_adds
 from lora_np.differentiation import value_and_grad
 from lora_np.lora import unadapted
-from lora_np.model import Transformer, language_model_loss
+from lora_np.model import Transformer, TransformerConfig, initialize, language_model_loss, shape_of
 from lora_np.parameters import parameters, with_parameters
 from lora_np.tasks import Batch
 from lora_np.training import (
@@ -612,3 +614,49 @@ def test_a_wrong_number_of_threads_in_the_environment_raises(value: str, monkeyp
         with pytest.raises(ValueError, match=rf"LORA_NP_THREADS must be a whole number in 1\.\.256, got '{value}'"):
             use()
     assert next(records(lora_of(), workers=1)).step == 1  # an argument is asked first
+
+
+# ---------------------------------------------------------------------------------------- how many pieces, unasked
+
+
+def test_a_batch_is_cut_in_two_where_the_work_is_worth_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the run is that with the number of pieces given, bit for bit."""
+    node = lora_of(np.float32)
+    batch = random_batch(node, batch=4)
+    work = matrix_multiply_adds(shape_of(node.config)) * batch.tokens.size
+    for limit, pieces in ((work, 2), (work + 1, 1)):
+        monkeypatch.setattr(lora_np.training, "WORTH_A_THREAD", limit)
+        assert model_loss(node).pieces(batch) == pieces
+        unasked, asked = (run(node, batches=Same(batch), steps=2, micro_batches=n) for n in (None, pieces))
+        assert hashes(unasked[-1].state.trained) == hashes(asked[-1].state.trained)
+    one, two = (run(node, batches=Same(batch), steps=2, micro_batches=n) for n in (1, 2))
+    assert hashes(one[-1].state.trained) != hashes(two[-1].state.trained)  # contrast, by rounding
+
+
+def test_a_loss_that_says_nothing_of_its_work_is_cut_in_two() -> None:
+    seen = []
+
+    class Noted(Batch):
+        def shards(self, n: int) -> list[Batch]:
+            seen.append(n)
+            return super().shards(n)
+
+    node = lora_of()
+    batch = random_batch(node, batch=4)
+    plain = model_loss(node)
+    config = TrainingConfig(steps=1)
+    batches = Same(Noted(batch.tokens, batch.targets, batch.weights))
+    list(fit(lambda *arguments: plain(*arguments), batches, config, start(trained_of(node), config), 1))
+    assert seen == [2]
+
+
+def test_one_sequence_that_many_threads_share_has_the_same_bits() -> None:
+    """Longer than a block of rows of every operation, so that the idle threads have something to do."""
+    base = initialize(TransformerConfig(300, 600, 256, 2, 4), np.random.default_rng(0))
+    node = moved(adapted(base))
+    batch = random_batch(node, batch=1)
+    one, *others = [run(node, workers=n, steps=2, batches=Same(batch)) for n in (1, 2, 4)]
+    for other in others:
+        assert [record.loss for record in other] == [record.loss for record in one]
+        for name, array in one[-1].state.trained.items():
+            assert np.array_equal(other[-1].state.trained[name], array), name

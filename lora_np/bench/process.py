@@ -20,7 +20,6 @@ import numpy as np
 
 from ..memory import peak_bytes
 from ..threads import thread_map, worker_count
-from .sizes import Size
 from .workloads import WORKLOADS, Task
 
 
@@ -36,7 +35,7 @@ class Process:
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         # A session of its own: Ctrl-C reaches the parent alone, which then ends the child.
         self._child = subprocess.Popen(
-            [sys.executable, "-m", __name__, json.dumps(asdict(task))],
+            [sys.executable, "-m", "lora_np.bench", json.dumps(asdict(task))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -56,9 +55,12 @@ class Process:
         return self._answer()
 
     def end(self) -> None:
+        """Kill the child and let go of everything that led to it."""
         self._child.kill()
-        self._child.communicate()
-        self._errors.close()
+        self._child.wait()
+        for file in (self._child.stdin, self._child.stdout, self._errors):
+            with contextlib.suppress(OSError):  # a pipe that the child had closed
+                file.close()  # type: ignore[union-attr]
 
     def _answer(self) -> dict[str, Any]:
         assert self._child.stdout is not None
@@ -114,8 +116,3 @@ def gemm_rate(workers: int | None = None, n: int = 1024, repeats: int = 3) -> fl
             run(lambda out: np.matmul(x, y, out=out), results)
         seconds = time.perf_counter() - began
     return 2.0 * n**3 * repeats * len(results) / seconds
-
-
-if __name__ == "__main__":
-    settings = json.loads(sys.argv[1])
-    serve(Task(**{**settings, "size": Size(**settings["size"])}))

@@ -30,7 +30,9 @@ constant vector may be taken out of v and o alike; and since (S6) sums to zero o
 of k in (S7). Taking out the means over the keys is exact in real arithmetic and far better in floating point.
 
 The scores are made for 64 queries at a time and nothing above the diagonal is computed; backward makes p again from
-the saved ℓ instead of keeping it, so no array of queries × keys is ever whole.
+the saved ℓ instead of keeping it, so no array of queries × keys is ever whole. What is then taken off every row, ℓ in
+(S2) and $g_i\cdot o_i$ in (S6), costs no pass over the scores: it stands in a column of its own beside the queries and
+beside g, and meets a column of ones beside the keys and the values, $[a, -c]\cdot[b, 1] = a\cdot b - c$.
 """
 
 from __future__ import annotations
@@ -72,13 +74,13 @@ def attention_forward(
     log_sum = xp.empty((*Q.shape[:3], 1), dtype=q.dtype)
     later = _later(Q, causal)
 
-    def group(g: Group) -> None:
-        queries, keys_T, values = Q[g] * scale, K[g].swapaxes(-1, -2), V[g]
+    def group(at: Group) -> None:
+        queries, keys_T, values = Q[at] * scale, K[at].swapaxes(-1, -2), V[at]
         if Q.shape[2] > 1:  # a copy that only one query would read is not worth it
             keys_T = xp.ascontiguousarray(keys_T)
         for i, j in _blocks(Q, K, causal):
             p = queries[:, :, i] @ keys_T[..., j]  # (S1)
-            _hide(p, later, None if mask is None else mask[g[0], j])
+            _hide(p, later, None if mask is None else mask[at[0], j])
             top = p.max(axis=-1, keepdims=True)
             if mask is not None:
                 top = xp.where(top > -math.inf, top, xp.zeros_like(top))
@@ -88,15 +90,15 @@ def attention_forward(
             if mask is not None:
                 total = xp.maximum(total, xp.finfo(q.dtype).tiny)
             if wanted:
-                log_sum[g][:, :, i] = top + xp.log(total)  # (S2)
-            O[g][:, :, i] = (p @ values[:, :, j]) / total  # (S3)
+                log_sum[at][:, :, i] = top + xp.log(total)  # (S2)
+            O[at][:, :, i] = (p @ values[:, :, j]) / total  # (S3)
 
     each(group, _groups(Q, K))
     return o, (q, k, v, o, log_sum, heads, causal, mask) if wanted else None
 
 
 def attention_backward(saved: Any, dy: Array, wanted: tuple[str, ...]) -> list[Array]:
-    """(S4) to (S8); what (S2) and (S6) take off every row stands in a column of its own beside the factors."""
+    """(S4) to (S8)."""
     q, k, v, o, log_sum, heads, causal, mask = saved
     xp = array_module(q)
     Q, K, V, O, G = (_split(x, heads) for x in (q, k, v, o, dy))
@@ -105,21 +107,23 @@ def attention_backward(saved: Any, dy: Array, wanted: tuple[str, ...]) -> list[A
     dQ, dK, dV = (_split(x, heads) for x in (dq, dk, dv))
     later = _later(Q, causal)
 
-    def group(h: Group) -> None:
-        K_mean, V_mean = (x[h].mean(axis=-2, keepdims=True) for x in (K, V))
-        along = (G[h] * (O[h] - V_mean)).sum(axis=-1, keepdims=True)
-        queries, grads = _with_column(Q[h] * scale, -log_sum[h]), _with_column(G[h], -along)
-        keys_T, values_T = (xp.ascontiguousarray(_with_column(x, 1.0).swapaxes(-1, -2)) for x in (K[h], V[h] - V_mean))
-        keys = K[h] - K_mean
+    def group(at: Group) -> None:
+        K_mean, V_mean = (x[at].mean(axis=-2, keepdims=True) for x in (K, V))
+        along = (G[at] * (O[at] - V_mean)).sum(axis=-1, keepdims=True)
+        queries, grads = _with_column(Q[at] * scale, -log_sum[at]), _with_column(G[at], -along)
+        keys_T, values_T = (
+            xp.ascontiguousarray(_with_column(x, 1.0).swapaxes(-1, -2)) for x in (K[at], V[at] - V_mean)
+        )
+        keys = K[at] - K_mean
         for i, j in _blocks(Q, K, causal):
             p = queries[:, :, i] @ keys_T[..., j]
-            _hide(p, later, None if mask is None else mask[h[0], j])
+            _hide(p, later, None if mask is None else mask[at[0], j])
             xp.exp(p, out=p)  # (S2)
-            dV[h][:, :, j] += p.swapaxes(-1, -2) @ grads[:, :, i, :-1]  # (S5)
+            dV[at][:, :, j] += p.swapaxes(-1, -2) @ grads[:, :, i, :-1]  # (S5)
             ds = grads[:, :, i] @ values_T[..., j]  # (S4)
             ds *= p  # (S6)
-            dQ[h][:, :, i] = (ds @ keys[:, :, j]) * scale  # (S7)
-            dK[h][:, :, j] += ds.swapaxes(-1, -2) @ queries[:, :, i, :-1]  # (S8)
+            dQ[at][:, :, i] = (ds @ keys[:, :, j]) * scale  # (S7)
+            dK[at][:, :, j] += ds.swapaxes(-1, -2) @ queries[:, :, i, :-1]  # (S8)
 
     each(group, _groups(Q, K))
     gradient = {"q": dq, "k": dk, "v": dv}
