@@ -71,6 +71,9 @@ def adapt(
     ] = None,
     fields: Annotated[str, typer.Option(help="JSONL: the fields of prompt and reference.")] = "prompt,reference",
     truncate: Annotated[bool, typer.Option("--truncate", help="Cut examples that exceed the context.")] = False,
+    checkpoint_blocks: Annotated[
+        bool, typer.Option("--checkpoint-blocks", help="Less memory, more time: compute each block again backward.")
+    ] = False,
     seed: Seed = 0,
     device: Device = "cpu",
     resume: Resume = False,
@@ -80,6 +83,8 @@ def adapt(
 
     Example: lora-np adapt pairs.tsv --out my-adapter --rank 4 --targets qv
     """
+    from dataclasses import replace
+
     from .adaptation import DataConfig, adapt_to_file
     from .files import load_model
     from .lora import LoraConfig
@@ -96,7 +101,7 @@ def adapt(
     result = adapt_to_file(
         file,
         out,
-        load_model(base),
+        replace(load_model(base), checkpoint_blocks=checkpoint_blocks),
         lora,
         training,
         data,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -29,7 +30,7 @@ MAIN = "from lora_np.cli import main; main()"
 PROGRESS = re.compile(r"(step|case|adapter|rank) \d+(/\d+)?(: |$)")
 PAIRS = "".join(f"question {i}\tanswer {i % 3} to it\n" for i in range(20))
 SHORT = ["--steps", "6", "--batch-size", "4"]
-COMMANDS = ("adapt", "generate", "gradcheck", "merge", "verify", "params", "study")
+COMMANDS = ("adapt", "generate", "gradcheck", "merge", "verify", "params", "study", "bench")
 
 
 def command(
@@ -412,6 +413,16 @@ OTHER_COMMANDS: dict[str, list[str]] = {
     "params gpt3 --targets quary": ["attention.query", "'quary'"],
     "gradcheck --seed -1": ["--seed", "at least 0", "-1"],
     "study --out ad": ["ad exists", "--overwrite"],
+    "bench --sizes huge": ["size", "tiny, small, mid, gpt2, long", "'huge'"],
+    "bench --sizes ,": ["size", "''"],
+    "bench --workers 0": ["workers", "1..256", "got 0"],
+    "bench --workers 100000": ["workers", "1..256", "got 100000"],
+    "bench --rounds 0": ["rounds", "at least 1", "got 0"],
+    "bench --batch 0": ["batch", "at least 1", "got 0"],
+    "bench --sizes gpt2 --batch 100000": ["gpt2", "GB at once", "available", "--batch"],
+    "bench --seed -1": ["--seed", "at least 0", "-1"],
+    "bench --device tpu": ["device", "'tpu'"],
+    "bench --out ad": ["ad exists", "--overwrite"],
     "frobnicate": ["No such command", "frobnicate"],
     "--frobnicate": ["No such option", "--frobnicate"],
 }
@@ -617,6 +628,23 @@ def test_the_example_of_the_study_is_understood(tmp_path: Path) -> None:
     arguments = example("study")
     (tmp_path / arguments[arguments.index("--out") + 1]).mkdir()
     assert "exists" in refused(*arguments, cwd=tmp_path)  # it would take minutes: here it only finds its place taken
+
+
+def test_the_example_of_the_bench_is_understood(tmp_path: Path) -> None:
+    """Run with a place that is taken, for the same reason; tests/test_bench.py runs a smaller one."""
+    assert "exists" in refused(*example("bench"), "--out", ".", cwd=tmp_path)
+
+
+def test_checkpointed_blocks_train_the_same_adapter_to_the_byte(desk: Path) -> None:
+    for out, more in (("one", ()), ("two", ("--checkpoint-blocks",))):
+        done("adapt", "pairs.tsv", "--out", out, "--base", "base", *SHORT, *more, cwd=desk)
+    assert tree(desk / "one") == tree(desk / "two")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torch") is not None, reason="PyTorch is installed")
+def test_peers_without_pytorch_name_the_extra(tmp_path: Path) -> None:
+    said = refused("bench", "--peers", cwd=tmp_path)
+    assert all(word in said for word in ("PyTorch", "torch", 'pip install "lora_np[parity]"'))
 
 
 def test_the_json_of_gradcheck_agrees_with_the_table_of_its_example(tmp_path: Path) -> None:
