@@ -103,7 +103,7 @@ def attention_backward(saved: Any, dy: Array, wanted: tuple[str, ...]) -> list[A
     xp = array_module(q)
     Q, K, V, O, G = (_split(x, heads) for x in (q, k, v, o, dy))
     scale = 1.0 / math.sqrt(Q.shape[-1])
-    dq, dk, dv = xp.empty_like(q), xp.zeros_like(k), xp.zeros_like(v)
+    dq, dk, dv = xp.empty_like(q), xp.empty_like(k), xp.empty_like(v)
     dQ, dK, dV = (_split(x, heads) for x in (dq, dk, dv))
     later = _later(Q, causal)
 
@@ -115,15 +115,20 @@ def attention_backward(saved: Any, dy: Array, wanted: tuple[str, ...]) -> list[A
             xp.ascontiguousarray(_with_column(x, 1.0).swapaxes(-1, -2)) for x in (K[at], V[at] - V_mean)
         )
         keys = K[at] - K_mean
-        for i, j in _blocks(Q, K, causal):
+        for i, j in reversed(_blocks(Q, K, causal)):  # the last queries see all keys: theirs are the first sums
             p = queries[:, :, i] @ keys_T[..., j]
             _hide(p, later, None if mask is None else mask[at[0], j])
             xp.exp(p, out=p)  # (S2)
-            dV[at][:, :, j] += p.swapaxes(-1, -2) @ grads[:, :, i, :-1]  # (S5)
+            dv_part = p.swapaxes(-1, -2) @ grads[:, :, i, :-1]  # (S5)
             ds = grads[:, :, i] @ values_T[..., j]  # (S4)
             ds *= p  # (S6)
             dQ[at][:, :, i] = (ds @ keys[:, :, j]) * scale  # (S7)
-            dK[at][:, :, j] += ds.swapaxes(-1, -2) @ queries[:, :, i, :-1]  # (S8)
+            dk_part = ds.swapaxes(-1, -2) @ queries[:, :, i, :-1]  # (S8)
+            if i.stop == q.shape[1]:
+                dV[at], dK[at] = dv_part, dk_part
+            else:
+                dV[at][:, :, j] += dv_part
+                dK[at][:, :, j] += dk_part
 
     each(group, _groups(Q, K))
     gradient = {"q": dq, "k": dk, "v": dv}
@@ -154,13 +159,12 @@ def _groups(Q: Array, K: Array) -> Iterator[Group]:
             yield slice(b, b + max(1, pairs // heads)), slice(h, h + min(pairs, heads))
 
 
-def _blocks(Q: Array, K: Array, causal: bool) -> Iterator[tuple[slice, slice]]:
+def _blocks(Q: Array, K: Array, causal: bool) -> list[tuple[slice, slice]]:
     """The pieces of a score matrix that are worth making: (queries, keys)."""
     queries, keys = Q.shape[2], K.shape[2]
     rows = queries if on_device(Q) else QUERIES
-    for start in range(0, queries, rows):
-        stop = min(start + rows, queries)
-        yield slice(start, stop), slice(0, stop + keys - queries if causal else keys)
+    ends = [(start, min(start + rows, queries)) for start in range(0, queries, rows)]
+    return [(slice(start, end), slice(0, end + keys - queries if causal else keys)) for start, end in ends]
 
 
 def _later(Q: Array, causal: bool) -> Array | None:
