@@ -3,9 +3,14 @@
 import contextlib
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
+from lora_np.bench import SIZES, BenchConfig, BenchReport, Measured, Ratio, tables
+from lora_np.bench.growth import Growth
+from lora_np.bench.report import SizeReport
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -50,3 +55,19 @@ def test_every_command_of_the_table_exists() -> None:
 @pytest.mark.parametrize("name", ["study", "test"])
 def test_the_two_commands_are_one_line_each(name: str) -> None:
     assert len(block(f"command: {name}", "bash").strip().splitlines()) == 1
+
+
+def test_the_tables_of_the_bench_are_those_that_the_command_writes() -> None:
+    """Title for title and column for column; the rows are of a machine."""
+    written = README.partition("<!-- bench -->")[2].partition("<!-- end of bench -->")[0]
+    measured = Measured("lora", SIZES["tiny"], 8, (1.0,), 1, (), 1.0)
+    generated = tuple(replace(measured, workload=f"generation, {name}") for name in ("base", "adapted"))
+    grown = Growth("rank", (1, 2), (1.0, 1.0), (1, 2), Ratio(1.0, 1.0, 1.0), 1.0, 1.0, 1.0)
+    size = SizeReport(SIZES["tiny"], 1, measured, measured, measured, measured)
+    report = BenchReport(BenchConfig((SIZES["tiny"],)), "this machine", (size,), generated, (grown,))
+    assert len(tables(report)) == 4
+    for title, head, _ in tables(report):
+        assert title in written
+        assert f"| {' | '.join(head)} |" in written
+    for name in SIZES:
+        assert written.count(f"| {name} |") == 2

@@ -101,7 +101,7 @@ def _generation_table(report: BenchReport) -> Table:
         same = "-" if twin is None else f"{twin}: {'yes' if m.result == found[twin].result else 'NO'}"
         shown = "base, in transformers" if name == "peer" else name
         rows.append((shown, f"{m.size.seq / m.median:,.0f}", str(ratio(m, base)), same))
-    return f"{base.size.seq} greedy tokens after a short prompt, the base that ships, one sequence", head, rows
+    return "Greedy tokens after a short prompt, the base that ships, one sequence", head, rows
 
 
 def _growth_table(report: BenchReport) -> Table:

@@ -44,6 +44,6 @@ def time_and_memory(report: BenchReport) -> Any:
             axes.set_xticks(range(len(names)), names)
             axes.set_xlim(-0.5, len(names) - 0.5)
         left.set(xlabel="size", ylabel="time of a step (ms, log scale)")
-        right.set(xlabel="size", ylabel="peak memory of the process (MB, log scale)")
+        right.set(xlabel="size", ylabel="peak memory (MB, log scale)")
         _legend(figure, columns=2)
     return figure
