@@ -10,6 +10,8 @@ import ctypes
 import functools
 import os
 import sys
+from contextlib import suppress
+from pathlib import Path
 
 GIB = 1 << 30
 SETTINGS = {  # of mallopt(3): which, and its value
@@ -49,9 +51,11 @@ def peak_bytes() -> int:
 
 
 def available_bytes() -> int | None:
-    """The memory that can be had without swapping, as the system sees it; None where it does not say."""
-    try:
-        with open("/proc/meminfo") as info:
-            return next(int(line.split()[1]) * 1024 for line in info if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return None
+    """The memory that can be had without swapping, as the system and its container say; None where neither does."""
+    rooms = []
+    with suppress(OSError, StopIteration), open("/proc/meminfo") as info:
+        rooms.append(next(int(line.split()[1]) * 1024 for line in info if line.startswith("MemAvailable")))
+    with suppress(OSError, ValueError):  # of control groups; "max" is no limit
+        limit, held = (Path(f"/sys/fs/cgroup/memory.{name}").read_text() for name in ("max", "current"))
+        rooms.append(int(limit) - int(held))
+    return min(rooms, default=None)

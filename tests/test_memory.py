@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -90,6 +91,15 @@ def test_what_is_available_is_what_the_system_says() -> None:
     assert 0 < free < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+@linux
+def test_the_limit_of_a_container_counts_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {"memory.max": "5000000\n", "memory.current": "2000000\n"}
+    monkeypatch.setattr(Path, "read_text", lambda path: files[path.name])
+    assert available_bytes() == 3_000_000
+    files["memory.max"] = "max\n"
+    assert available_bytes() > 3_000_000  # type: ignore[operator]
+
+
 def test_where_there_is_no_such_file_the_peak_is_asked_of_the_system_and_the_rest_is_unknown(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -97,6 +107,7 @@ def test_where_there_is_no_such_file_the_peak_is_asked_of_the_system_and_the_res
         raise FileNotFoundError
 
     monkeypatch.setattr("builtins.open", missing)
+    monkeypatch.setattr(Path, "read_text", missing)
     assert available_bytes() is None
     peak = peak_bytes()
     assert peak > 10 * MEBIBYTE

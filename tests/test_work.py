@@ -18,13 +18,14 @@ from autograd.numpy.numpy_vspaces import ArrayVSpace
 from builders import adapted, config, moved, random_batch
 
 import lora_np.model
-from lora_np import operations
+from lora_np import differentiation, operations
 from lora_np.costs import lora_count, step_multiply_adds
 from lora_np.differentiation import operation, value_and_grad
 from lora_np.lora import LoraConfig
 from lora_np.model import Transformer, initialize, language_model_loss, shape_of
 from lora_np.parameters import parameters, with_parameters
 from lora_np.threads import thread_map
+from lora_np.training import model_loss
 
 MEGABYTE = 1 << 20
 RANK = 4
@@ -246,3 +247,45 @@ def test_the_closed_form_counts_what_is_trained() -> None:
     lora = LoraConfig(RANK, targets="qv")
     node = adapted(model(), rank=lora.rank)
     assert lora_count(shape_of(node.config), RANK, "qv") == sum(a.size for a in parameters(node, "*.A", "*.B").values())
+
+
+# -------------------------------------------------------------------------------------------------------- float32
+
+
+def dtypes_of_cotangents(patch: pytest.MonkeyPatch, node: Transformer, *select: str) -> set[Any]:
+    seen = set()
+    add = differentiation.add_outgrads
+
+    def watched(previous: Any, gradient: Any) -> Any:
+        seen.add(gradient.dtype)
+        return add(previous, gradient)
+
+    batch = random_batch(node)
+    with patch.context() as inner:
+        inner.setattr(differentiation, "add_outgrads", watched)
+        value_and_grad(model_loss(node))(parameters(node, *select), batch, np.random.default_rng(0))
+    return seen
+
+
+def everything() -> Transformer:
+    sizes = {"vocab": 11, "context": 12, "d_model": 8, "d_ff": 32}
+    lora = {"targets": ("attention+mlp", "tokens"), "tied_head": "tie", "bias": "all", "dropout": 0.3}
+    return moved(adapted(model(**sizes), **lora))
+
+
+@pytest.mark.parametrize("select", [("*.A", "*.B"), ("*",)], ids=" ".join)
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_every_cotangent_of_a_float32_step_is_float32(
+    monkeypatch: pytest.MonkeyPatch, select: tuple[str, ...], checkpoint: bool
+) -> None:
+    for node in (everything(), model(vocab=11, context=12, causal=False, tied=False)):
+        names = select if node.head is None else ("*",)
+        node = replace(node, checkpoint_blocks=checkpoint)
+        assert dtypes_of_cotangents(monkeypatch, node, *names) == {np.dtype(np.float32)}
+
+
+def test_a_numpy_number_among_the_cotangents_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    gelu = operations.gelu
+    wide = operation(gelu.forward, lambda saved, dy, wanted: [saved * dy * np.sqrt(1.0)])
+    monkeypatch.setattr(lora_np.model, "gelu", wide)
+    assert np.dtype(np.float64) in dtypes_of_cotangents(monkeypatch, everything(), "*.A", "*.B")
