@@ -108,12 +108,12 @@ def test_an_installation_without_tutorials_says_so(tmp_path: Path, monkeypatch: 
 def test_the_command_copies_once_and_then_refuses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from lora_np.cli import _code
+    from lora_np.cli import code_of
 
     monkeypatch.chdir(tmp_path)
-    assert _code(["tutorials"]) == 0
+    assert code_of(["tutorials"]) == 0
     assert "jupyter lab tutorials" in capsys.readouterr().out
-    assert _code(["tutorials", "tutorials"]) == 2
+    assert code_of(["tutorials", "tutorials"]) == 2
     assert capsys.readouterr().err == (
         f"lora-np: {Path('tutorials/README.md')} exists, and may hold your own work: "
         "choose another folder, or move it away\n"

@@ -1,0 +1,128 @@
+"""Commands that adapt a model and let it write: adapt, generate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from .options import (
+    Base,
+    Device,
+    Out,
+    Overwrite,
+    Rank,
+    Resume,
+    Seed,
+    Targets,
+    app,
+    fraction,
+    named_targets,
+    say,
+    seed_of,
+    two_columns,
+    two_names,
+)
+
+
+@app.command()
+def adapt(
+    file: Annotated[Path, typer.Argument(help="Text, TSV, CSV, JSONL, or lines MEANING||REFERENCE.")],
+    out: Out,
+    format: Annotated[str | None, typer.Option(help="text, tsv, csv, jsonl or e2e; guessed when left out.")] = None,
+    base: Base = None,
+    rank: Rank = 4,
+    alpha: Annotated[float, typer.Option(help="α in s = α/r.")] = 8.0,
+    targets: Targets = "qv",
+    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 300,
+    batch_size: Annotated[int, typer.Option(help="Examples a step.")] = 16,
+    learning_rate: Annotated[float, typer.Option(help="Of AdamW, at its largest.")] = 1e-2,
+    dropout: Annotated[float, typer.Option(help="Of the input of the low-rank branch.")] = 0.0,
+    bias: Annotated[str, typer.Option(help="Biases to train as well: none, lora_only or all.")] = "none",
+    tied_head: Annotated[str, typer.Option(help="With 'tokens' as a target: tie or untie the head.")] = "refuse",
+    held_out: Annotated[float, typer.Option(help="Part of the examples to score on.")] = 0.1,
+    columns: Annotated[
+        str | None, typer.Option(help="TSV, CSV: prompt and reference, as names or numbers a,b.")
+    ] = None,
+    fields: Annotated[str, typer.Option(help="JSONL: the fields of prompt and reference.")] = "prompt,reference",
+    truncate: Annotated[bool, typer.Option("--truncate", help="Cut examples that exceed the context.")] = False,
+    checkpoint_blocks: Annotated[
+        bool, typer.Option("--checkpoint-blocks", help="Less memory, more time: compute each block again backward.")
+    ] = False,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> int:
+    """Adapt a model to a file with LoRA, and score it on held-out examples.
+
+    Example: lora-np adapt pairs.tsv --out my-adapter --rank 4 --targets qv
+    """
+    from dataclasses import replace
+
+    from ..adaptation import DataConfig, adapt_to_file
+    from ..files import load_model
+    from ..lora import LoraConfig
+    from ..progress import describe, watch
+    from ..training import TrainingConfig
+
+    prompt, reference = two_names("--fields", fields)
+    data = DataConfig(
+        format, two_columns(columns), prompt, reference, truncate, fraction("--held-out", held_out), batch_size, seed
+    )
+    settings: Any = {"dropout": dropout, "bias": bias, "tied_head": tied_head}
+    lora = LoraConfig(rank, alpha, named_targets(targets), **settings)
+    training = TrainingConfig(steps=steps, learning_rate=learning_rate, warmup=min(20, steps // 10), seed=seed)
+    result = adapt_to_file(
+        file,
+        out,
+        replace(load_model(base), checkpoint_blocks=checkpoint_blocks),
+        lora,
+        training,
+        data,
+        resume=resume,
+        overwrite=overwrite,
+        device=device,
+        watch=lambda records, total, done: watch(records, "step", total, done, describe),
+        say=say,
+    )
+    say(
+        f"{result.before - result.after:+.4f} bits per byte gained by {result.trained:,} parameters, "
+        f"{result.file_bytes:,} bytes in {out}"
+    )
+    return 0
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Option(help="What to answer; see --raw.")],
+    base: Base = None,
+    adapter: Annotated[Path | None, typer.Option(help="Adapter folder to put beside the base.")] = None,
+    tokens: Annotated[int, typer.Option(help="The most to generate.")] = 100,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token; above 0 draws.")] = 0.0,
+    raw: Annotated[bool, typer.Option("--raw", help="Continue the prompt as text instead of answering it.")] = False,
+    seed: Seed = 0,
+    device: Device = "cpu",
+) -> int:
+    """Generate text from a model, with or without an adapter.
+
+    Example: lora-np generate --prompt 'The os module' --raw --tokens 60
+    """
+    from ..devices import to_device
+    from ..files import load_adapter, load_model
+    from ..generation import generate as generated
+    from ..tasks import prompt_tokens
+    from ..tokenizers import ByteTokenizer
+
+    if tokens < 1:
+        raise ValueError(f"--tokens must be at least 1, got {tokens}")
+    model, tokenizer = load_model(base), ByteTokenizer()
+    if adapter is not None:
+        model, _ = load_adapter(adapter, model)
+    given = np.append(tokenizer.end, tokenizer.encode(prompt)) if raw else prompt_tokens(prompt, tokenizer)
+    rng = np.random.default_rng(seed_of(seed))
+    found = generated(to_device(model, device), given, tokens, temperature=temperature, rng=rng, end=tokenizer.end)
+    say(tokenizer.decode(np.array(list(found), dtype=np.int64)))
+    return 0

@@ -1,0 +1,89 @@
+r"""What the commands share: their options, how text becomes settings, and how findings are printed."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    help="Understand and verify low-rank adaptation, in NumPy.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Base = Annotated[Path | None, typer.Option(help="Model folder to start from; the base that ships when left out.")]
+Out = Annotated[Path, typer.Option(help="Folder to write; it appears when it is complete.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what exists at --out.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Rank = Annotated[int, typer.Option(help="r, the inner dimension of B A.")]
+Targets = Annotated[str, typer.Option(help="qv, qkvo, attention+mlp, all-linear, or patterns with commas between.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Continue an interrupted run; the result is the same to the bit.")
+]
+Device = Annotated[str, typer.Option(help="cpu, or gpu: needs CuPy and a CUDA device.")]
+Seed = Annotated[int, typer.Option(help="Of everything random.")]
+AdapterFolder = Annotated[Path, typer.Argument(help="Adapter folder, as written by `lora-np adapt`.")]
+
+
+ALL_SIZES = "tiny,small,mid,gpt2,long"
+
+
+def say(line: str) -> None:
+    """A finding, on stdout."""
+    print(line, flush=True)
+
+
+def table(title: str, head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(*head, title=title, box=SIMPLE, title_justify="left", title_style="")
+    for row in rows:
+        shown.add_row(*row)
+    widest = None if sys.stdout.isatty() else 160
+    Console(width=widest, highlight=False, markup=False).print(shown)
+
+
+def in_bytes(n: int) -> str:
+    """Exact, and in decimal units."""
+    for unit, size in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if n >= size:
+            return f"{n:,} B = {n / size:.4g} {unit}"
+    return f"{n:,} B"
+
+
+def named_targets(targets: str) -> str | tuple[str, ...]:
+    parts = tuple(part.strip() for part in targets.split(",") if part.strip())
+    return parts[0] if len(parts) == 1 else parts
+
+
+def two_names(option: str, text: str) -> tuple[str, str]:
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) != 2 or not all(parts):
+        raise ValueError(f"{option} takes two names with a comma between, got {text!r}")
+    return parts[0], parts[1]
+
+
+def two_columns(text: str | None) -> Any:
+    if text is None:
+        return None
+    pair = two_names("--columns", text)
+    return tuple(int(part) for part in pair) if all(part.isdecimal() for part in pair) else pair
+
+
+def fraction(option: str, value: float) -> float:
+    if not 0.0 < value < 1.0:
+        raise ValueError(f"{option} must lie between 0 and 1, got {value}")
+    return value
+
+
+def seed_of(seed: int) -> int:
+    if seed < 0:
+        raise ValueError(f"--seed must be at least 0, got {seed}")
+    return seed
