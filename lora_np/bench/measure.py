@@ -131,14 +131,14 @@ def measure(tasks: Sequence[Task], rounds: int) -> Generator[str, None, list[Mea
     """Every task `rounds` times in turn, after a step each that does not count. Yields what is done next."""
     seconds: list[list[float]] = [[] for _ in tasks]
     gemm: list[list[float]] = [[] for _ in tasks]
-    last: list[dict[str, Any]] = [{} for _ in tasks]
+    peaks = [0] * len(tasks)
     with processes(tasks) as children:
+        second = []
         for i, child in enumerate(children):
             yield f"{tasks[i].size.name}, {tasks[i].workload}, first steps"
             child.ask("step")
-            last[i] = child.ask("step")
-        second = [answer["result"] for answer in last]
-        steps = [min(MOST_STEPS, math.ceil(ROUND_SECONDS / answer["seconds"])) for answer in last]
+            second.append(child.ask("step"))
+        steps = [min(MOST_STEPS, math.ceil(ROUND_SECONDS / answer["seconds"])) for answer in second]
         for number in range(rounds):
             for i, child in enumerate(children):
                 yield f"{tasks[i].size.name}, {tasks[i].workload}, round {number + 1}"
@@ -147,19 +147,11 @@ def measure(tasks: Sequence[Task], rounds: int) -> Generator[str, None, list[Mea
                     child.ask("step")  # whose caches are cold
                 answers = [child.ask("step") for _ in range(steps[i])]
                 seconds[i].append(statistics.median(answer["seconds"] for answer in answers))
-                last[i] = answers[-1]
+                peaks[i] = peaks[i] or answers[-1]["peak"]  # of the first round: products of matrices hold more
                 if tasks[i].workload in ("lora", "full") and tasks[i].device == "cpu":
                     gemm[i].append(child.ask("gemm")["rate"])
     return [
-        Measured(
-            t.workload,
-            t.size,
-            t.rank,
-            tuple(seconds[i]),
-            last[i]["peak"],
-            tuple(gemm[i]),
-            second[i],
-        )
+        Measured(t.workload, t.size, t.rank, tuple(seconds[i]), peaks[i], tuple(gemm[i]), second[i]["result"])
         for i, t in enumerate(tasks)
     ]
 
