@@ -25,7 +25,7 @@ from .workloads import Task
 
 ROUND_SECONDS = 0.2  # of steps in one round, so that a short step is not judged by one of them
 MOST_STEPS = 30
-PAUSE = 0.15  # seconds between two turns: threads of a matrix library spin for a tenth after their last work
+PAUSE = 0.25  # seconds between two turns: threads of a matrix library spin for a tenth after their last work
 HEADROOM = 1 << 28  # bytes beside the arrays: libraries, and blocks of scores and logits
 
 # What a process of PyTorch holds beside ours, and the textbook with its whole scores: measured at five sizes, see

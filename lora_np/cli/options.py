@@ -43,7 +43,9 @@ def table(title: str, head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> Non
     from rich.console import Console
     from rich.table import Table
 
-    shown = Table(*head, title=title, box=SIMPLE, title_justify="left", title_style="")
+    shown = Table(title=title, box=SIMPLE, title_justify="left", title_style="")
+    for name in head:
+        shown.add_column(name, overflow="fold")  # on a narrow terminal too, no figure is cut
     for row in rows:
         shown.add_row(*row)
     widest = None if sys.stdout.isatty() else 160
