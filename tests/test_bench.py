@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from lora_np import bench as public
 from lora_np.bench import SIZES, BenchConfig, BenchReport, ChildError, Measured, Size, markdown, named_size, tables
 from lora_np.bench.growth import CHANGES, Growth, changed, exponent, growth
 from lora_np.bench.measure import array_bytes, check_room, measure, predicted_bytes, processes, ratio
-from lora_np.bench.process import Process, gemm_rate
+from lora_np.bench.process import Process, gemm_rate, held_bytes
 from lora_np.bench.report import SizeReport, bench, machine
 from lora_np.bench.sizes import GENERATION, RandomTokens
 from lora_np.bench.workloads import WORKLOADS, Task
@@ -185,6 +186,18 @@ def test_what_a_library_prints_is_no_answer() -> None:
     done = subprocess.run([sys.executable, "-c", program], input="step\n", capture_output=True, text=True, check=True)
     assert [list(json.loads(line)) for line in done.stdout.splitlines()] == [["ready"], ["seconds", "result", "peak"]]
     assert done.stderr.split() == ["hello", "step"]
+
+
+def test_on_a_device_it_is_the_memory_of_its_pool_that_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = SimpleNamespace(total_bytes=lambda: 7)
+    device = SimpleNamespace(get_default_memory_pool=lambda: pool)
+    monkeypatch.setattr("lora_np.bench.process.library", lambda name: {"gpu": device}[name])
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    assert held_bytes(Task("lora", LITTLE, device="gpu")) == 7
+    torch = SimpleNamespace(cuda=SimpleNamespace(max_memory_reserved=lambda: 11))
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    assert held_bytes(Task("peer", LITTLE, device="gpu")) == 11
+    assert held_bytes(Task("lora", LITTLE)) > 20_000_000
 
 
 def test_the_rate_of_products_is_that_of_the_clock() -> None:

@@ -24,6 +24,8 @@ import lora_np.training
 from lora_np import differentiation, operations
 from lora_np.adaptation import CHECKPOINT, DataConfig, adapt_to_file
 from lora_np.arrays import array_module, fused, row_blocks
+from lora_np.bench.sizes import GENERATION, Size
+from lora_np.bench.workloads import WORKLOADS, Task
 from lora_np.cli import main
 from lora_np.devices import DeviceError, DeviceMemoryError, device_of, to_device, to_host
 from lora_np.differentiation import operation, value_and_grad
@@ -974,3 +976,19 @@ def test_a_real_device_that_is_full_says_so(cupy: Any) -> None:
             to_device(np.zeros(1 << 20), "gpu")
     finally:
         pool.set_limit(size=limit)
+
+
+# ------------------------------------------------------------------------------------------------------ the benchmark
+
+
+@pytest.mark.parametrize("workload", ["lora", "lora, recomputed", "full", "generation, merged"])
+def test_what_the_benchmark_times_is_on_the_device_the_same_work(gpu: Any, workload: str) -> None:
+    """Bit for bit, and with the copies that a step has: three of the batch there, the loss back."""
+    size = Size("little", 16, 2, 2, 4, 12, 32) if "generation" not in workload else replace(GENERATION, seq=3)
+    host, there = (WORKLOADS[workload](Task(workload, size, 1, device)) for device in ("cpu", "gpu"))
+    assert there() == host()
+    with counted() as counts:
+        found = there()
+    assert found == host()
+    if "generation" not in workload:
+        assert (counts.h2d, counts.d2h, counts.index_copies) == (3, 2, 0)  # the gradient's norm is asked for as well

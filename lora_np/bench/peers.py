@@ -15,10 +15,11 @@ import transformers
 from torch import nn
 from torch.nn import functional as F
 
+from ..files import load_model
 from ..parameters import Arrays, parameters
 from ..threads import worker_count
 from .sizes import ALPHA, RandomTokens
-from .workloads import PROMPT, TRAINING, Step, Task, adapted_model, shipped
+from .workloads import PROMPT, TRAINING, Step, Task, adapted_model
 
 
 class Attention(nn.Module):
@@ -136,7 +137,7 @@ def generation(task: Task) -> Step:
     """Greedy tokens from `transformers`, with a key-value cache, of the base that ships."""
     torch.set_num_threads(worker_count(task.workers))
     transformers.logging.set_verbosity_error()
-    ours = shipped(task)
+    ours = load_model()
     c = ours.config
     config = transformers.GPT2Config(
         vocab_size=c.vocab,

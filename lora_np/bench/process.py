@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from ..devices import library
 from ..memory import peak_bytes
 from ..threads import thread_map, worker_count
 from .workloads import WORKLOADS, Task
@@ -76,7 +77,7 @@ class Process:
 def serve(task: Task) -> None:
     """The child. It says when it is ready, and answers to every line it reads:
 
-    step   one step: its seconds, its result, and the largest resident memory of the process so far
+    step   one step: its seconds, its result, and the most memory that the process has held so far
     bytes  one step of a traced task: the bytes of arrays that were held at once, those of the model included
     gemm   floating-point operations a second of matrix products, on all workers
     """
@@ -101,7 +102,16 @@ def serve(task: Task) -> None:
         else:
             began = time.perf_counter()
             result = step()
-            answer(seconds=time.perf_counter() - began, result=result, peak=peak_bytes())
+            answer(seconds=time.perf_counter() - began, result=result, peak=held_bytes(task))
+
+
+def held_bytes(task: Task) -> int:
+    """The most memory that this process has held at once: of the host, or of the device where it computes there."""
+    if task.device == "cpu":
+        return peak_bytes()
+    if "torch" in sys.modules:
+        return int(sys.modules["torch"].cuda.max_memory_reserved())
+    return int(library(task.device).get_default_memory_pool().total_bytes())  # a pool that never shrinks
 
 
 def gemm_rate(workers: int | None = None, n: int = 1024, repeats: int = 3) -> float:

@@ -120,7 +120,8 @@ def bench(
     """
     groups = [_tasks(size, config) for size in config.sizes]
     generation = _generation_tasks(config)
-    growing = [(name, Task("lora", START, config.workers, config.device)) for name in CHANGES if config.growth]
+    at_first = Task("lora", START, config.workers, config.device, seed=config.seed)
+    growing = tuple(CHANGES) if config.growth else ()
     for group in groups:
         check_room(group)
     found: list[Any] = []
@@ -129,12 +130,12 @@ def bench(
         for group in (*groups, generation):
             measured = yield from measure(group, config.rounds)
             found.append(measured)
-        for name, task in growing:
-            grown = yield from growth(name, task, config.rounds)
+        for name in growing:
+            grown = yield from growth(name, at_first, config.rounds)
             found.append(grown)
 
     total = sum(len(group) for group in (*groups, generation)) * (config.rounds + 1)
-    total += sum(len(CHANGES[name]) * (config.rounds + 2) for name, _ in growing)
+    total += sum(len(CHANGES[name]) * (config.rounds + 2) for name in growing)
     for _ in watch(lines(), total):
         pass
     sizes = [_of_size(group, measured) for group, measured in zip(groups, found, strict=False)]

@@ -105,16 +105,11 @@ def textbook_lora(task: Task) -> Step:
     return step
 
 
-def shipped(task: Task) -> Transformer:
-    """The base that ships, which is what generates."""
-    return to_device(load_model(), task.device)
-
-
 def generation(make: Callable[[Transformer], Transformer]) -> Callable[[Task], Step]:
-    """Greedy tokens, as many as `size.seq`, after a short prompt."""
+    """Greedy tokens, as many as `size.seq`, after a short prompt, by what is made of the base that ships."""
 
     def prepare(task: Task) -> Step:
-        model = make(shipped(task))
+        model = to_device(make(load_model()), task.device)
         return lambda: list(generate(model, PROMPT, task.size.seq))
 
     return prepare
