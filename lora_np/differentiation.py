@@ -115,8 +115,7 @@ def recomputed(function: Callable[[Arrays, Array], Array], arrays: Arrays, x: Ar
     return _recomputed(function, tuple(arrays), x, *arrays.values())
 
 
-@primitive
-def _recomputed(function: Callable[[Arrays, Array], Array], names: tuple[str, ...], x: Array, *values: Array) -> Array:
+def _evaluated(function: Callable[[Arrays, Array], Array], names: tuple[str, ...], x: Array, *values: Array) -> Array:
     return function(dict(zip(names, values, strict=True)), x)
 
 
@@ -130,13 +129,14 @@ def _recomputed_vjp(argnums: Sequence[int], y: Any, arguments: Sequence[Any], _:
         leaves = {i: VJPNode.new_root() for i in argnums}
         inputs = [new_box(a, TRACE, leaves[i]) if i in leaves else a for i, a in enumerate(arguments)]
         with _only_one_trace({}):
-            end = _recomputed.fun(*inputs)
+            end = _evaluated(*inputs)
         gradients = _backward_pass(end, dy, set(leaves.values()))
         return [_at(leaves[i], gradients, arguments[i]) for i in argnums]
 
     return vjp
 
 
+_recomputed = primitive(_evaluated)
 defvjp_argnums(_recomputed, _recomputed_vjp)
 
 
