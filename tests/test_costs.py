@@ -338,7 +338,7 @@ def test_the_numbers_a_block_keeps_are_the_predicted_ones(targets: str | None) -
     shape = Shape("x", 1, 64, 4, 256, 32, 64)
     predicted = 2 * 128 * 8 * costs.saved_numbers(shape, None if targets is None else 3, targets or "qv")
     # beside arrays: Python's objects, some kilobytes a block
-    assert 0.98 * predicted <= found[1] - found[0] <= 1.05 * predicted
+    assert predicted <= found[1] - found[0] <= 1.05 * predicted
 
 
 def kept_between_forward_and_backward(layers: int, targets: str | None) -> int:
@@ -374,7 +374,7 @@ STEPS = {
 
 @pytest.mark.parametrize("name", STEPS)
 def test_the_bytes_of_a_step_are_predicted_within_fifteen_percent(name: str) -> None:
-    """Measured: 0.99 to 1.09 of what Python counts. Half of the kept numbers would be 0.6 of it."""
+    """Measured: 1.01 to 1.08 of what Python counts. Half of the kept numbers would be 0.6 of it."""
     lora, pieces, recomputed = STEPS[name]
     config = TransformerConfig(512, 128, 128, 4, 4)
     rng = np.random.default_rng(0)

@@ -28,8 +28,8 @@ MOST_STEPS = 30
 PAUSE = 0.25  # seconds between two turns: threads of a matrix library spin for a tenth after their last work
 HEADROOM = 1 << 28  # bytes beside the arrays: libraries, and blocks of scores and logits
 
-# What a process of PyTorch holds beside ours, and the textbook with its whole scores: measured at five sizes, see
-# README. Only to say beforehand that something will not fit.
+# What a process of PyTorch holds for each byte of ours (2.5 at gpt2, where it matters), and the textbook with its whole
+# scores and logits (5.2 at mid): rounded up, and only to say beforehand that something will not fit.
 PEER_FACTOR, TEXTBOOK_FACTOR = 2.6, 6.0
 
 
