@@ -441,8 +441,8 @@ def test_merging_copies_nothing(gpu: Any) -> None:
 
 
 # Measured: 55 forward and 76 backward for LoRA on query and value, with batched products that first make their
-# operands contiguous. The products alone are 31. Eight of those backward write the columns that attention has beside its
-# factors, and save two passes over the scores.
+# operands contiguous. The products alone are 31. Eight of those backward write the columns that attention has beside
+# its factors, and save two passes over the scores.
 FORWARD_CEILING = 58
 BACKWARD_CEILING = 79
 
