@@ -4,7 +4,7 @@ certified, in NumPy.
     base     = load_model()                                          # the small byte-level model that ships
     config   = LoraConfig(rank=4, targets="qv")
     model    = adapt(base, config, numpy.random.default_rng(0))      # W0 x + s B A x beside every query and value
-    trained  = parameters(model, *config.trained)                    # {"blocks.0.attention.query.A": array, ...}
+    trained  = config.trained(model)                                 # {"blocks.0.attention.query.A": array, ...}
     value, gradient = value_and_grad(model_loss(model))(trained, batch, rng)
     merged   = merge(model)                                          # W0 + s B A; the base survives untouched
 
@@ -22,19 +22,24 @@ Source: Hu et al. 2021, LoRA: Low-Rank Adaptation of Large Language Models, arXi
 """
 
 from .certificate import certify
+from .config import TransformerConfig
 from .devices import to_device
 from .differentiation import operation, value_and_grad
 from .files import load_adapter, load_model, save_adapter, save_model
 from .generation import generate
 from .gradients import gradcheck
-from .lora import LoraConfig, LoraLinear, adapt, delta, merge, rounding_bound
-from .model import Transformer, TransformerConfig, initialize, language_model_loss
+from .lora import LoraConfig, LoraLinear, delta, rounding_bound
+from .methods import METHODS, adapt
+from .model import Transformer, initialize, language_model_loss
+from .optimization import TrainingConfig, start
 from .parameters import count, parameters, with_parameters
-from .training import TrainingConfig, evaluate, fit, model_loss, start
+from .training import evaluate, fit, model_loss
+from .wrappers import merge
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "METHODS",
     "LoraConfig",
     "LoraLinear",
     "TrainingConfig",

@@ -1,15 +1,19 @@
-r"""One run from a file to an adapter: read, split, adapt, train with checkpoints, score, save.
+r"""One run: adapt, train with checkpoints, score, save; and the same from a file to an adapter folder.
 
-The run is built in `OUT.partial`; `OUT` appears when it is complete. Killed at any moment, it continues from its last
-checkpoint to the same bits.
+    base, method → adapt → fit, step by step, with a checkpoint every so often → score → adapter
+
+`run` is the only way from a base to something trained: `lora-np adapt`, the study and the notebooks all call it. The
+run of a command is built in `OUT.partial`; `OUT` appears when it is complete. Killed at any moment, it continues from
+its last checkpoint to the same bits.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +21,19 @@ import numpy as np
 
 from .devices import to_device
 from .files import check_free, digest, load_checkpoint, new_folder, partial_folder, save_adapter, save_checkpoint
-from .lora import LoraConfig, adapt
+from .method import Method
+from .methods import adapt, described
 from .model import Transformer
-from .parameters import parameters, size, with_parameters
-from .tasks import Batches, Example, Sequence, encode, epoch, read_examples, split
-from .tokenizers import ByteTokenizer
-from .training import Record, TrainingConfig, TrainingState, evaluate, fit, model_loss, start
+from .optimization import TrainingConfig, TrainingState, start
+from .parameters import count, with_parameters
+from .tasks import Batches as Shuffled
+from .tasks import Example, Sequence, encode, epoch, read_examples, split
+from .tokenizers import ByteTokenizer, Tokenizer
+from .training import Batches, Record, evaluate, fit, model_loss
 
 CHECKPOINT = "checkpoint.safetensors"
+
+Watch = Callable[[Iterator[Record], int, int], Iterable[Record]]
 
 
 @dataclass(frozen=True)
@@ -42,8 +51,69 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class Text:
+    """Examples in tokens, as one model and one method read them."""
+
+    sequences: list[Sequence]
+    tokenizer: Tokenizer
+    batch_size: int = 16
+    seed: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        examples: list[Example],
+        base: Transformer,
+        method: Method | None = None,
+        tokenizer: Tokenizer | None = None,
+        *,
+        batch_size: int = 16,
+        seed: int = 0,
+        truncate: bool = False,
+    ) -> Text:
+        """The examples with their prompts laid out as the method wants them; without one, as the base reads them."""
+        words = tokenizer or ByteTokenizer()
+        given = (lambda prompt: method.given(prompt, base.config)) if method else (lambda prompt: prompt)
+        sequences = encode(examples, words, base.config.context, truncate=truncate, given=given)
+        return cls(sequences, words, batch_size, seed)
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    @cached_property
+    def batches(self) -> Shuffled:
+        """Endless shuffled batches, to train on."""
+        return Shuffled(self.sequences, self.batch_size, self.seed, self.tokenizer.end)
+
+    def bits_per_byte(self, model: Transformer) -> float:
+        """What the model pays for the references and the mark that ends each, on average over their bytes."""
+        nats = evaluate(model, epoch(self.sequences, self.batch_size, self.tokenizer.end))
+        return nats / math.log(2.0)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to.
+
+    model     adapted and trained, on the host        trained  how many numbers were
+    losses    of each step, in nats per token         seconds  of each step
+    scores    (step, score) wherever it was asked for; the last is that of `model`
+    """
+
+    model: Transformer
+    trained: int
+    losses: tuple[float, ...]
+    seconds: tuple[float, ...]
+    scores: tuple[tuple[int, float], ...]
+
+    @property
+    def score(self) -> float:
+        return self.scores[-1][1]
+
+
+@dataclass(frozen=True)
 class Result:
-    """What a run came to; bits per byte are of the held-out references, each with the mark that ends it."""
+    """What adapting to a file came to; bits per byte are of the held-out references and the mark that ends each."""
 
     train: int
     held_out: int
@@ -52,6 +122,7 @@ class Result:
     trained: int
     steps: int
     file_bytes: int
+    model: Transformer
 
 
 class Interrupted(Exception):
@@ -62,40 +133,80 @@ class Interrupted(Exception):
         self.step = step
 
 
-def read_file(path: str | Path, data: DataConfig, context: int) -> tuple[list[Sequence], list[Sequence]]:
-    """The sequences to train on, and the held-out ones; raises ValueError or OSError in one line for a bad file."""
-    examples: list[Example] = read_examples(
-        path,
-        data.format,
-        prompt_field=data.prompt_field,
-        reference_field=data.reference_field,
-        columns=data.columns,
-        window=context - 1,
-    )
-    tokenizer = ByteTokenizer()
-    encode(examples, tokenizer, context, truncate=data.truncate)  # so that an error counts the file's own examples
-    train, held_out = split(examples, data.held_out, data.seed)
-    return tuple(encode(part, tokenizer, context, truncate=data.truncate) for part in (train, held_out))  # type: ignore[return-value]
+def run(
+    batches: Batches,
+    score: Callable[[Transformer], float],
+    base: Transformer,
+    method: Method,
+    training: TrainingConfig,
+    folder: Path | None = None,
+    *,
+    seed: int = 0,
+    identity: Mapping[str, Any] | None = None,
+    state: TrainingState | None = None,
+    scored: Collection[int] = (),
+    checkpoint_every: int = 10,
+    device: str = "cpu",
+    recompute: bool = False,
+    watch: Watch = lambda records, total, done: records,
+) -> Outcome:
+    """Adapt `base` by this method, train it on the batches, score it, and save the adapter into a folder, if given.
 
+    seed       of what the method draws              identity  what must be the same for a resumed run to be this one:
+    scored     steps to score, beside the last                 given, checkpoints are written into `folder`
+    state      where to begin, if not afresh         recompute less memory and more time: see `model_loss`
+    watch      wraps the records of training (a progress bar, say), given how many there will be and how many are done
 
-def bits_per_byte(model: Transformer, sequences: list[Sequence], batch_size: int) -> float:
-    """The held-out score of a byte-level model."""
-    return evaluate(model, epoch(sequences, batch_size, ByteTokenizer().end)) / math.log(2.0)
+    Raises Interrupted when stopped by hand and checkpoints are kept: what was trained is saved.
+    """
+    fresh = to_device(adapt(base, method, np.random.default_rng(seed)), device)
+    last = to_device(state or start(method.trained(fresh), training), device)
+    keep = _keeper(folder, identity)
+    keep(last)
+    losses, seconds, scores, record = [], [], [], None
+    try:
+        for record in watch(
+            fit(model_loss(fresh, recompute=recompute), batches, training, last), training.steps, last.step
+        ):
+            last = record.state
+            losses.append(record.measured[0])  # on a device it is not waited for
+            seconds.append(record.seconds)
+            if last.step % checkpoint_every == 0 and identity is not None:
+                record.check()  # so that the last checkpoint is always one to continue from
+                keep(last)
+            if last.step in scored and last.step < training.steps:
+                scores.append((last.step, score(with_parameters(fresh, last.trained))))
+    except KeyboardInterrupt:
+        if identity is None:
+            raise
+        if record is not None:
+            record.check()
+        keep(last)
+        raise Interrupted(last.step) from None
+    keep(last)
+    model = with_parameters(fresh, last.trained)
+    scores.append((last.step, score(model)))
+    if folder is not None:
+        save_adapter(folder, model, method, base)
+    values = tuple(float(loss) for loss in losses)
+    return Outcome(to_device(model, "cpu"), count(last.trained), values, tuple(seconds), tuple(scores))
 
 
 def adapt_to_file(
-    path: Path,
-    out: Path,
+    path: str | Path,
+    out: str | Path,
     base: Transformer,
-    lora: LoraConfig,
+    method: Method,
     training: TrainingConfig,
     data: DataConfig,
     *,
+    tokenizer: Tokenizer | None = None,
     resume: bool = False,
     overwrite: bool = False,
     device: str = "cpu",
+    recompute: bool = False,
     checkpoint_every: int = 10,
-    watch: Callable[[Iterator[Record], int, int], Iterator[Record]] = lambda records, total, done: records,
+    watch: Watch = lambda records, total, done: records,
     say: Callable[[str], None] = lambda line: None,
 ) -> Result:
     """Adapt `base` to the examples of a file and write the adapter to the folder `out`.
@@ -104,55 +215,77 @@ def adapt_to_file(
     watch  wraps the records of training (a progress bar, say), given how many there will be and how many are done;
     say    is told each finding in a line. Raises Interrupted when stopped by hand: what was trained is saved.
     """
+    path, out = Path(path), Path(out)
     check_free(out, overwrite=overwrite)
-    train, held_out = read_file(path, data, base.config.context)
-    model = adapt(base, lora, np.random.default_rng(data.seed))
+    train, held_out, plain = read_file(path, data, base, method, tokenizer)
     digest_of_base = digest(base)
-    run = _identity(path, digest_of_base, lora, training, data)
-    trained = parameters(model, *lora.trained)
-    state = _first_state(out, run, start(trained, training), resume=resume, overwrite=overwrite)
-    base, model, state = to_device((base, model, state), device)
-    say(f"{len(train)} examples to train on, {len(held_out)} held out; {size(trained):,} trained parameters")
-    before = bits_per_byte(base, held_out, data.batch_size)
+    identity = _identity(path, digest_of_base, method, training, data)
+    trained = method.trained(method.apply(base, None))
+    state = _first_state(out, identity, start(trained, training), resume=resume, overwrite=overwrite)
+    base = to_device(base, device)
+    say(f"{len(train)} examples to train on, {len(held_out)} held out; {count(trained):,} trained parameters")
+    before = plain.bits_per_byte(base)
     say(f"base: {before:.4f} bits per byte of the held-out references")
     with new_folder(out, overwrite=overwrite, keep=True) as folder:
-        batches = Batches(train, data.batch_size, data.seed, ByteTokenizer().end)
-        records = fit(model_loss(model), batches, training, state)
-        state = _kept(folder, run, state, watch(records, training.steps, state.step), checkpoint_every)
-        model = with_parameters(model, state.trained)
-        after = bits_per_byte(model, held_out, data.batch_size)
-        say(f"adapted: {after:.4f} bits per byte of the held-out references")
-        save_adapter(folder, model, lora, digest_of_base, state.trained)
+        outcome = run(
+            train.batches,
+            held_out.bits_per_byte,
+            base,
+            method,
+            training,
+            folder,
+            seed=data.seed,
+            identity=identity,
+            state=state,
+            checkpoint_every=checkpoint_every,
+            device=device,
+            recompute=recompute,
+            watch=watch,
+        )
+        say(f"adapted: {outcome.score:.4f} bits per byte of the held-out references")
     (out / CHECKPOINT).unlink()
-    bytes_written = (out / "adapter.safetensors").stat().st_size
-    return Result(len(train), len(held_out), before, after, size(trained), training.steps, bytes_written)
+    written = (out / "adapter.safetensors").stat().st_size
+    return Result(
+        len(train), len(held_out), before, outcome.score, outcome.trained, training.steps, written, outcome.model
+    )
 
 
-def _kept(
-    folder: Path, run: dict[str, Any], state: TrainingState, records: Iterator[Record], every: int
-) -> TrainingState:
-    """Go through the records, writing a checkpoint at the start, every so many steps, and when stopped."""
-    checkpoint, record = folder / CHECKPOINT, None
-    save_checkpoint(checkpoint, state, run)
-    try:
-        for record in records:
-            state = record.state
-            if state.step % every == 0:
-                record.check()  # so that the last checkpoint is always one to continue from
-                save_checkpoint(checkpoint, state, run)
-    except KeyboardInterrupt:
-        if record is not None:
-            record.check()
-        save_checkpoint(checkpoint, state, run)
-        raise Interrupted(state.step) from None
-    save_checkpoint(checkpoint, state, run)
-    return state
+def read_file(
+    path: str | Path, data: DataConfig, base: Transformer, method: Method, tokenizer: Tokenizer | None = None
+) -> tuple[Text, Text, Text]:
+    """The examples to train on and the held-out ones, as the method reads them, and the latter as the base does.
+
+    Raises ValueError or OSError in one line for a bad file.
+    """
+    examples: list[Example] = read_examples(
+        path,
+        data.format,
+        prompt_field=data.prompt_field,
+        reference_field=data.reference_field,
+        columns=data.columns,
+        window=base.config.context - method.positions - 1,
+    )
+
+    def text(part: list[Example], method: Method | None) -> Text:
+        about = {"batch_size": data.batch_size, "seed": data.seed, "truncate": data.truncate}
+        return Text.of(part, base, method, tokenizer, **about)  # type: ignore[arg-type]
+
+    text(examples, method)  # so that an error counts the file's own examples
+    train, held_out = split(examples, data.held_out, data.seed)
+    return text(train, method), text(held_out, method), text(held_out, None)
+
+
+def _keeper(folder: Path | None, identity: Mapping[str, Any] | None) -> Callable[[TrainingState], None]:
+    """What keeps a state: a checkpoint in the folder, if the run has an identity to be resumed by."""
+    if folder is None or identity is None:
+        return lambda state: None
+    return lambda state: save_checkpoint(folder / CHECKPOINT, state, identity)
 
 
 def _first_state(
     out: Path, run: dict[str, Any], fresh: TrainingState, *, resume: bool, overwrite: bool
-) -> TrainingState:
-    """Where to begin: afresh, or at the checkpoint of the run that `out` was to become."""
+) -> TrainingState | None:
+    """Where to begin: at the checkpoint of the run that `out` was to become, or, with None, afresh."""
     checkpoint = partial_folder(out) / CHECKPOINT
     if resume:
         if not checkpoint.exists():
@@ -164,11 +297,11 @@ def _first_state(
         raise FileExistsError(
             f"{checkpoint.parent} holds an unfinished run: continue it with --resume, or discard it with --overwrite"
         )
-    return fresh
+    return None
 
 
-def _identity(path: Path, base: str, lora: LoraConfig, training: TrainingConfig, data: DataConfig) -> dict[str, Any]:
+def _identity(path: Path, base: str, method: Method, training: TrainingConfig, data: DataConfig) -> dict[str, Any]:
     """What must be the same for a resumed run to be the same run."""
     contents = hashlib.sha256(path.read_bytes()).hexdigest()
     about_data = {f"data {key}": value for key, value in asdict(data).items()}
-    return {"base": base, "file": contents, **asdict(lora), **asdict(training), **about_data}
+    return {"base": base, "file": contents, **described(method), **asdict(training), **about_data}

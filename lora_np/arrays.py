@@ -74,6 +74,18 @@ class ForeignVSpace(VSpace):
         return self.module.ones(self.shape, self.dtype)
 
 
+def blank(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
+    """An array of this shape that holds one number, a zero seen everywhere: it can be counted, but not written."""
+    return np.broadcast_to(np.zeros((), dtype), shape)
+
+
+def normal(rng: np.random.Generator | None, shape: tuple[int, ...], scale: float, like: Array) -> Array:
+    """N(0, scale²), drawn on the host, in the precision and the place of `like`; without rng only its shape."""
+    if rng is None:
+        return blank(shape, like.dtype)
+    return array_module(like).asarray((rng.standard_normal(shape) * scale).astype(like.dtype))
+
+
 def rows(x: Array) -> Array:
     """`(..., d)` seen as `(n, d)`, one row an example; no copy when x is contiguous."""
     return x.reshape(-1, x.shape[-1])

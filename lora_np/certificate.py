@@ -1,44 +1,69 @@
 r"""Is this merged model W0 + s·BA? Decided array by array, and then for the whole model.
 
-**Array by array.** A merged array that is correct differs from W0 + s·BA by rounding alone. In the precision it was
-merged in, BA takes `rank` roundings, the factor s one and the sum one more, so with unit roundoff u = ε/2
+**Array by array.** A merged array that is correct differs from $W = W_0 + \Delta W$, $\Delta W = s\,BA$, by rounding
+alone, and each stage of a merge rounds in a precision of its own. Let T be Σ|terms| of ΔW, k the roundings behind it
+(r for BA, one for s, one more because s is itself rounded where it meets BA), and u, η the unit roundoff and underflow
+of a stage. Then elementwise
 
-$$|\hat W - (W_0 + s\,BA)| \le \gamma_n\,\big(|W_0| + s\,|B||A|\big),\qquad
-  \gamma_n = \frac{nu}{1-nu},\quad n = r + 3 \tag{V1}$$
+$$E = \gamma_k(u_\text{product})\,T + k\,\eta_\text{product},\qquad
+  E \leftarrow E + u_\text{cast}\,(|\Delta W| + E) + \eta_\text{cast}\ \text{if the update is cast},$$
+$$|\hat W - W| \;\le\; E + \tfrac12\,\mathrm{ulp}_\text{sum}(|W| + E) + e \tag{V1}$$
 
-elementwise. The one more is for s, which is rounded where it meets arrays of a lower precision than float64; in float64
-it is for the check itself. What is not adapted must be equal to the bit.
+The sum W0 + ΔW rounds once, by half a unit in the last place of what it gives; e is the rounding of this check, which
+is made in float64: the same with u = 2⁻⁵³. What is not adapted must be equal to the bit.
 
-**What went wrong**, if something did: the factor $\hat c$ that explains the found update best,
+**The scale.** A wrong scale may hide within (V1) in every single entry, and not in all of them together. The factor
+that explains the found update best,
 
-$$\hat c = \frac{\langle \hat W - W_0,\ s\,BA\rangle}{\langle s\,BA,\ s\,BA\rangle} \tag{V2}$$
+$$\hat c = \frac{\langle \hat W - W_0,\ \Delta W\rangle}{\langle \Delta W,\ \Delta W\rangle} \tag{V2}$$
 
-is 1 for a correct merge, 0 when nothing was merged, 2 when it was merged twice, √r or 1/√r when the scaling rule
-differs.
+is near 1 for a correct merge, 0 when nothing was merged, 2 when it was merged twice. How near can be said: let R be W
+rounded once. An honest merge rounds a number that differs from W by at most E, so it gives R itself unless W lies
+within E of where rounding turns, and then differs from R by at most E + ulp. With D those entries,
+
+$$|\hat c - c_R| \;\le\; \frac{\sum_D (E + \mathrm{ulp} + e)\,|\Delta W|}{\langle \Delta W,\Delta W\rangle},\qquad
+  c_R = \frac{\langle R - W_0,\ \Delta W\rangle}{\langle \Delta W,\ \Delta W\rangle} \tag{V3}$$
+
+$c_R$ is the scale that survives: 1, less what is swallowed because it is under half a unit in the last place of W0.
 
 **The whole model.** No useful bound is known for logits behind many layers, so the gap is held against that of an
-honest merge, made here. And rounding has a signature: when that merge is made and run in float64 instead of float32,
-its gap shrinks by the ratio of the epsilons, 2^29; a gap that is a mistake would stay.
+honest merge, made here. And rounding has a signature: when that merge is made and run in float64 instead of the model's
+own precision, its gap shrinks by the ratio of the epsilons; a gap that is a mistake would stay.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from .arrays import Array
+from .arrays import Array, row_blocks
+from .devices import to_host
 from .gradients import finite
-from .lora import LoraEmbedding, adapters, delta, merge, unadapted
-from .model import Transformer
+from .model import Transformer, place_of
 from .parameters import parameters, with_parameters
+from .rounding import gamma, rounded, spacing, underflow, unit_roundoff, within
+from .wrappers import Expected, merge, unwrapped, wrappers
 
-SHRINKS = 2.0**-19  # a gap that is rounding shrinks by about 2^-29; a thousandfold margin for luck on either side
+SHRINKS = (
+    2.0**10
+)  # a gap that is rounding shrinks about as the epsilons do; a thousandfold margin for luck on either side
 ALIKE = 64.0  # two honest merges of one adapter differ in a few roundings an entry, so their gaps are of one size
+ENTRIES = 1 << 20  # of an array at a time: some 8 MiB in float64, of which about ten are held together
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The precisions of a merge: of the products in ΔW, of the sum, and of a cast of ΔW before it, if there is one."""
+
+    product: npt.DTypeLike
+    sum: npt.DTypeLike
+    cast: npt.DTypeLike | None = None
 
 
 @dataclass(frozen=True)
@@ -50,11 +75,27 @@ class ArrayVerdict:
     gap: float  # |found − expected| at the entry where it uses most of its bound
     bound: float  # (V1) there
     used: float  # gap / bound, at most 1 for a correct merge
+    entry: tuple[int, ...]  # which one that is
+    wrong: int  # how many entries exceed their bound
     factor: float | None  # (V2); None for an array that is not adapted, or whose update is zero
+    factor_low: float | None = None  # the interval (V3)
+    factor_high: float | None = None
+    swallowed: float = 0.0  # share of the entries that should change, and that rounding leaves as they were
+
+    @property
+    def factor_holds(self) -> bool:
+        if self.factor is None or self.factor_low is None or self.factor_high is None:
+            return True
+        return self.factor_low <= self.factor <= self.factor_high
+
+    @property
+    def can_be_said(self) -> bool:
+        """False where so many roundings meet so coarse a precision that nothing is known."""
+        return math.isfinite(self.bound)
 
     @property
     def holds(self) -> bool:
-        return self.used <= 1.0
+        return self.can_be_said and self.used <= 1.0 and self.factor_holds
 
 
 @dataclass(frozen=True)
@@ -63,15 +104,18 @@ class ModelGaps:
 
     size: float  # of the adapted model's logits
     contrast: float  # adapted against base: that the adapter does something
-    gap32: float  # adapted against this merged model, as they are
-    own32: float  # adapted against what `merge` makes of it, in float32
+    gap: float  # adapted against this merged model, as they are
+    own: float  # adapted against what `merge` makes of it
     gap64: float  # the same in float64
+    precision: str = "float32"  # the model's own
 
     @property
     def is_rounding(self) -> bool:
         """Is the gap like that of an honest merge, and does that one shrink with the precision, as rounding does?"""
-        honest = max(self.own32, float(np.finfo(np.float32).eps) * self.size)
-        return self.gap32 <= ALIKE * honest and self.gap64 <= SHRINKS * honest
+        eps = float(np.finfo(self.precision).eps)
+        honest = max(self.own, eps * self.size)
+        shrunk = SHRINKS * float(np.finfo(np.float64).eps) / eps * honest
+        return self.gap <= ALIKE * honest and (self.precision == "float64" or self.gap64 <= shrunk)
 
 
 @dataclass(frozen=True)
@@ -95,7 +139,8 @@ class Certificate:
         frozen = [array.name for array in wrong if not array.adapted]
         if frozen:
             return f"{frozen[0]} is not adapted and yet differs from the base"
-        return f"{wrong[0].name} is not W0 + s·BA: {_explained(wrong[0].factor)}"
+        worst = max(wrong, key=lambda array: (array.used, array.wrong))
+        return f"{worst.name} is not W0 + s·BA: {_explained(worst)}"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON; a figure that is not finite becomes None."""
@@ -107,79 +152,163 @@ class Certificate:
 def certify(adapted: Transformer, merged: Transformer, tokens: Array) -> Certificate:
     """Judge `merged` against the adapted model it should equal; tokens (batch, seq) are run through both.
 
-    Raises ValueError when the merged model carries LoRA or has other arrays than the adapted one merges to.
+    Raises ValueError when the merged model carries a wrapper, or has other arrays than the adapted one merges to.
     """
-    if adapters(merged):
-        raise ValueError("the merged model still carries LoRA")
-    return Certificate(tuple(_arrays(adapted, merged)), _gaps(adapted, merged, tokens))
+    if found := wrappers(merged):
+        raise ValueError(f"the merged model still carries a {type(next(iter(found.values()))).__name__}")
+    base = parameters(unwrapped(adapted))
+    wrapped = {f"{path}.W": module for path, module in wrappers(adapted).items() if hasattr(module, "expected")}
+    return Certificate(tuple(certify_arrays(base, wrapped, parameters(merged))), _gaps(adapted, merged, tokens))
 
 
-def _arrays(adapted: Transformer, merged: Transformer) -> Iterator[ArrayVerdict]:
-    found, base = parameters(merged), parameters(unadapted(adapted))
-    if set(found) != set(base) or any(found[name].shape != base[name].shape for name in base):
-        raise ValueError("the merged model has other arrays than this base and adapter merge to")
-    modules = adapters(adapted)
-    for name, W in base.items():
-        module = modules.get(name.removesuffix(".W"))
-        if module is None or not name.endswith(".W"):
-            gap = _float64(found[name]) - _float64(W)
-            yield _verdict(name, False, gap, np.zeros(W.shape), None)
+def certify_arrays(
+    base: Mapping[str, Array],
+    wrapped: Mapping[str, Any],
+    merged: Mapping[str, Array],
+    stages: Stages | None = None,
+) -> Iterator[ArrayVerdict]:
+    """A verdict for each array, in blocks of rows, so that no array need be in memory whole.
+
+    base, merged   arrays by name, in memory or read when rows of them are asked for
+    wrapped        for the name of each adapted array, what its `expected(rows)` should be
+    stages         in which precisions it was merged; None: the products in that of A and B, the sum in that of what is
+                   found
+
+    Raises ValueError when one side has an array that the other has not, or of another shape.
+    """
+    for name in [*base, *merged]:
+        if name not in base or name not in merged or base[name].shape != merged[name].shape:
+            raise ValueError(f"the merged model has other arrays than this base and adapter merge to: {name}")
+    for name in base:
+        if name in wrapped:
+            yield adapted_verdict(name, base[name], wrapped[name], merged[name], stages)
         else:
-            yield _adapted_verdict(name, module, found[name])
+            yield _frozen_verdict(name, base[name], merged[name])
 
 
-def _adapted_verdict(name: str, module: Any, found: Array) -> ArrayVerdict:
-    exact = dataclasses.replace(module, A=_float64(module.A), B=_float64(module.B))
-    W, update = _float64(module.base.W), delta(exact)
-    size = abs(exact.B) @ abs(exact.A) * abs(module.scaling)
-    terms = abs(W) + (size.T if isinstance(module, LoraEmbedding) else size)
-    n, u = module.A.shape[0] + 3, float(np.finfo(found.dtype).eps) / 2.0
-    gap = _float64(found) - (W + update)
-    norm = float((update * update).sum())
-    factor = float(((_float64(found) - W) * update).sum()) / norm if norm else None
-    return _verdict(name, True, gap, n * u / (1.0 - n * u) * terms, factor)
+def adapted_verdict(name: str, base: Array, wrapper: Any, found: Array, stages: Stages | None = None) -> ArrayVerdict:
+    """Judge one merged array against what the wrapper around `base` expects, by (V1) to (V3)."""
+    tally = _Tally()
+    for rows in row_blocks(found.shape[0], math.prod(found.shape[1:]), ENTRIES):
+        expected = wrapper.expected(rows)
+        made = stages or Stages(expected.precision, found.dtype)
+        tally.add(rows.start, _float64(base[rows]), expected, _float64(found[rows]), made)
+    return tally.verdict(name)
 
 
-def _verdict(name: str, adapted: bool, gap: Array, bound: Array, factor: float | None) -> ArrayVerdict:
-    size = abs(gap)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        used = np.where(size == 0.0, 0.0, size / bound)
-    worst = int(used.argmax())
-    return ArrayVerdict(
-        name, adapted, float(size.flat[worst]), float(bound.flat[worst]), float(used.flat[worst]), factor
-    )
+def error_of_update(expected: Expected, stages: Stages) -> Array:
+    """E of (V1): how far the update may be off before it is added."""
+    k, product = expected.roundings, stages.product
+    E = within(gamma(k, unit_roundoff(product)), expected.terms) + k * underflow(product)
+    if stages.cast is None:
+        return E
+    return E + unit_roundoff(stages.cast) * (abs(expected.update) + E) + underflow(stages.cast)
+
+
+def error_of_check(expected: Expected) -> Array:
+    """e of (V1): how far the expected value may itself be off, which is computed in float64."""
+    u = unit_roundoff(np.float64)
+    return within(gamma(expected.roundings, u), expected.terms) + u * abs(expected.value)
+
+
+@dataclass
+class _Tally:
+    """What is summed up over the blocks of rows of one array."""
+
+    used: float = -1.0
+    gap: float = 0.0
+    bound: float = 0.0
+    entry: tuple[int, ...] = ()
+    wrong: int = 0
+    found_update: float = 0.0  # ⟨Ŵ − W0, ΔW⟩
+    rounded_update: float = 0.0  # ⟨R − W0, ΔW⟩
+    doubt: float = 0.0  # the numerator of (V3)
+    norm: float = 0.0  # ⟨ΔW, ΔW⟩
+    changed: int = 0
+    swallowed: int = 0
+    _seen: list[int] = field(default_factory=list)
+
+    def add(self, start: int, W: Array, expected: Expected, found: Array, stages: Stages) -> None:
+        value, update = expected.value, expected.update
+        E, e = error_of_update(expected, stages), error_of_check(expected)
+        bound = E + 0.5 * spacing(abs(value) + E, stages.sum) + e
+        self._worst(start, abs(found - value), bound)
+        R = rounded(value, stages.sum)
+        ulp = spacing(abs(R), stages.sum)
+        turns = 0.25 * ulp  # half a unit below a power of two is a quarter of one above it
+        doubtful = (turns - abs(value - R) <= E + e) & (update != 0.0)
+        doubtful &= (0.5 * ulp - abs(value - R) <= E + e) | (np.frexp(abs(R))[0] == 0.5)
+        self.doubt += float(((E + ulp + e) * abs(update))[doubtful].sum())
+        self.found_update += float(((found - W) * update).sum())
+        self.rounded_update += float(((R - W) * update).sum())
+        self.norm += float((update * update).sum())
+        self.changed += int(np.count_nonzero(update))
+        self.swallowed += int(np.count_nonzero((update != 0.0) & (R == W)))
+
+    def _worst(self, start: int, gap: Array, bound: Array) -> None:
+        """NaN in what was found counts as infinitely wrong."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            used = np.where(gap == 0.0, 0.0, gap / bound)
+        used = np.where(np.isnan(gap), math.inf, used)
+        self.wrong += int(np.count_nonzero(used > 1.0))
+        if not used.size or (worst := float(used.max())) <= self.used:
+            return
+        at = np.unravel_index(int(used.argmax()), used.shape)
+        self.used, self.gap, self.bound = worst, float(gap[at]), float(bound[at])
+        self.entry = (start + int(at[0]), *map(int, at[1:]))
+
+    def verdict(self, name: str) -> ArrayVerdict:
+        seen = (name, True, self.gap, self.bound, max(self.used, 0.0), self.entry, self.wrong)
+        if not self.norm:
+            return ArrayVerdict(*seen, None)
+        centre, half = self.rounded_update / self.norm, self.doubt / self.norm
+        half += 8.0 * unit_roundoff(np.float64)  # of these sums themselves, which NumPy adds in pairs
+        return ArrayVerdict(
+            *seen, self.found_update / self.norm, centre - half, centre + half, self.swallowed / self.changed
+        )
+
+
+def _frozen_verdict(name: str, base: Array, found: Array) -> ArrayVerdict:
+    """Equal to the bit, or not."""
+    tally, same = _Tally(), base.dtype == found.dtype
+    for rows in row_blocks(found.shape[0], math.prod(found.shape[1:]), ENTRIES):
+        gap = abs(_float64(found[rows]) - _float64(base[rows]))
+        tally._worst(rows.start, gap, np.zeros(gap.shape))
+    verdict = tally.verdict(name)
+    return dataclasses.replace(verdict, adapted=False, used=verdict.used if same else math.inf)
 
 
 def _gaps(adapted: Transformer, merged: Transformer, tokens: Array) -> ModelGaps:
-    def in_precision(dtype: npt.DTypeLike) -> Transformer:
-        return with_parameters(adapted, {name: array.astype(dtype) for name, array in parameters(adapted).items()})
-
     def largest(one: Transformer, other: Transformer) -> float:
         return float(abs(one(tokens) - other(tokens)).max())
 
-    narrow, wide = in_precision(np.float32), in_precision(np.float64)
+    wide = with_parameters(adapted, {name: array.astype(np.float64) for name, array in parameters(adapted).items()})
+    plainly: Callable[[Transformer], Transformer] = merge if wrappers(adapted) else lambda model: model
     return ModelGaps(
         size=float(abs(adapted(tokens)).max()),
-        contrast=largest(adapted, unadapted(adapted)),
-        gap32=largest(adapted, merged),
-        own32=largest(narrow, merge(narrow)),
-        gap64=largest(wide, merge(wide)),
+        contrast=largest(adapted, unwrapped(adapted)),
+        gap=largest(adapted, merged),
+        own=largest(adapted, plainly(adapted)),
+        gap64=largest(wide, plainly(wide)),
+        precision=str(place_of(adapted).dtype),
     )
 
 
-def _explained(factor: float | None) -> str:
-    if factor is None:
-        return "the adapter changes nothing here, and yet it differs from the base"
-    known = {
-        0.0: "nothing was merged",
-        1.0: "the update is there, but not exact",
-        2.0: "it was merged twice, or with twice the scale",
-    }
-    nearest = min(known, key=lambda c: abs(c - factor))
-    tolerance = 1e-3 if nearest else 1e-6  # an update that is not there leaves exactly 0, rounding aside
-    reason = known[nearest] if abs(nearest - factor) < tolerance else "another scale, or another adapter"
-    return f"the update found is {factor:.4g} times the one expected ({reason})"
+def _explained(array: ArrayVerdict) -> str:
+    where = f"entry {list(array.entry)} is off by {array.gap:.3g}, where rounding explains {array.bound:.3g}"
+    if not array.can_be_said:
+        return "cannot be said: so many roundings in so coarse a precision may move it by any amount"
+    if array.factor is None:
+        return f"the adapter changes nothing here, and yet {where}"
+    low, high = array.factor_low or 0.0, array.factor_high or 0.0
+    if array.factor_holds:
+        others = "" if array.wrong == 1 else f", and so are {array.wrong - 1:,} others"
+        return f"{where}{others}; on the whole the update is there ({array.factor:.4g} times the one expected)"
+    known = {0.0: "nothing was merged", 2.0: "it was merged twice, or with twice the scale"}
+    reasons = [reason for c, reason in known.items() if abs(c * (low + high) / 2.0 - array.factor) <= high - low + 1e-6]
+    reason = reasons[0] if reasons else "another scale, or another adapter"
+    return f"the update found is {array.factor:.4g} times the one expected ({reason}); {where}"
 
 
 def _float64(array: Array) -> Array:
-    return np.asarray(array, np.float64)
+    return np.asarray(to_host(array), np.float64)

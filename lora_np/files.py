@@ -1,7 +1,7 @@
 r"""Models, adapters and checkpoints on disk: safetensors beside a small JSON, written whole or not at all.
 
     model folder      model.safetensors    config.json      the sizes of the transformer
-    adapter folder    adapter.safetensors  adapter.json     LoraConfig, and the digest of the base it belongs to
+    adapter folder    adapter.safetensors  adapter.json     the method, and the digest of the base it belongs to
     checkpoint        one safetensors file: trained arrays, moments, and in its header the step and which run it is of
 
 No file is ever executed. A reader raises an error of one line for a file that is missing, truncated or corrupted, or
@@ -25,12 +25,15 @@ import numpy as np
 import numpy.typing as npt
 
 from .arrays import Array
-from .costs import parameter_count
+from .config import TransformerConfig
 from .devices import to_host
-from .lora import LoraConfig, adapt, adapters
-from .model import Transformer, TransformerConfig, initialize, shape_of
-from .parameters import Arrays, parameters, size, with_parameters
-from .training import TrainingState
+from .lora import adapters
+from .method import Method
+from .methods import described, method_from
+from .model import Transformer, place_of, skeleton
+from .optimization import TrainingState
+from .parameters import Arrays, parameters, with_parameters
+from .wrappers import wrappers
 
 BASE = Path(__file__).parent / "pretrained"  # the base that ships
 DIGEST = "sha256"  # in the header of every file written here, so that one flipped bit is seen
@@ -40,8 +43,9 @@ def save_model(
     folder: str | Path, model: Transformer, *, dtype: npt.DTypeLike = np.float32, overwrite: bool = False
 ) -> None:
     """Write a plain model; raises ValueError for an adapted one and FileExistsError for an existing folder."""
-    if adapters(model):
-        raise ValueError("the model carries LoRA: merge it, or save its adapter")
+    if found := wrappers(model):
+        path, wrapper = next(iter(found.items()))
+        raise ValueError(f"the model carries a {type(wrapper).__name__} at {path}: merge it, or save its adapter")
     arrays = {name: array.astype(dtype) for name, array in parameters(model).items()}
     with new_folder(folder, overwrite=overwrite) as new:
         write_arrays(new / "model.safetensors", arrays, {})
@@ -53,43 +57,44 @@ def load_model(folder: str | Path | None = None, dtype: npt.DTypeLike = np.float
     folder = BASE if folder is None else Path(folder)
     config = _checked(TransformerConfig, read_json(folder / "config.json"), folder / "config.json")
     arrays, _ = read_arrays(folder / "model.safetensors")
-    if parameter_count(shape_of(config)) > 2 * size(arrays):  # far too many to allocate; else the array is named below
-        raise ValueError(f"{folder}: the sizes in config.json ask for far more numbers than model.safetensors holds")
-    skeleton = initialize(config, np.random.default_rng(0), dtype)
-    return _filled(
-        skeleton, {name: array.astype(dtype) for name, array in arrays.items()}, folder / "model.safetensors"
-    )
+    return _filled(skeleton(config), arrays, folder / "model.safetensors", dtype, parameters(skeleton(config)))
 
 
-def save_adapter(folder: str | Path, model: Transformer, config: LoraConfig, base: str, trained: Arrays) -> None:
-    """Write the trained arrays of an adapted model into an existing folder; `base` is the digest of its base."""
-    digest = {"base": base, "lora": dataclasses.asdict(config), "scaling": _scalings(model)}
-    write_arrays(Path(folder) / "adapter.safetensors", trained, {})
-    write_json(Path(folder) / "adapter.json", digest)
+def save_adapter(folder: str | Path, model: Transformer, method: Method, base: Transformer | str) -> None:
+    """Write what the method trained of this adapted model into an existing folder; base is its base, or the digest."""
+    about = {"base": base if isinstance(base, str) else digest(base), **described(method)}
+    write_arrays(Path(folder) / "adapter.safetensors", method.trained(model), {})
+    write_json(Path(folder) / "adapter.json", about)
 
 
-def load_adapter(folder: str | Path, base: Transformer) -> tuple[Transformer, LoraConfig]:
-    """The base with the adapter of this folder beside it; raises ValueError when it was trained on another base."""
+def load_adapter(folder: str | Path, base: Transformer) -> tuple[Transformer, Method]:
+    """The base with the adapter of this folder beside it; raises ValueError when it was trained on another base.
+
+    Arrays that are stored in another precision than that of the base are cast to it.
+    """
     folder = Path(folder)
-    about = read_json(folder / "adapter.json")
-    if missing := {"base", "lora", "scaling"} - set(about):
-        raise ValueError(f"{folder / 'adapter.json'}: {sorted(missing)[0]!r} is missing")
-    if not (isinstance(about["base"], str) and isinstance(about["lora"], dict)):
-        raise ValueError(f"{folder / 'adapter.json'}: 'base' must be a digest and 'lora' an object")
+    about, path = read_json(folder / "adapter.json"), folder / "adapter.json"
+    if not isinstance(about.get("base"), str):
+        raise ValueError(f"{path}: 'base' must be the digest of a model")
     if about["base"] != digest(base):
         raise ValueError(
             f"{folder} was trained on another base: its digest is {about['base'][:12]}, this base's {digest(base)[:12]}"
         )
-    settings = {k: tuple(v) if isinstance(v, list) else v for k, v in about["lora"].items()}
-    config = _checked(LoraConfig, settings, folder / "adapter.json")
-    arrays, _ = read_arrays(folder / "adapter.safetensors")
     try:
-        adapted = adapt(base, config, np.random.default_rng(0))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{folder / 'adapter.json'}: {error}") from None
-    if about["scaling"] != _scalings(adapted):
-        raise ValueError(f"{folder / 'adapter.json'}: 'scaling' does not follow from 'lora'")
-    return _filled(adapted, arrays, folder / "adapter.safetensors", *config.trained), config
+        method = method_from(_first_form(about))
+        adapted = method.apply(base, None)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path}: {error}") from None
+    if "scaling" in about and about["scaling"] != {p: m.scaling for p, m in adapters(adapted).items()}:
+        raise ValueError(f"{path}: 'scaling' does not follow from 'lora'")
+    arrays, _ = read_arrays(folder / "adapter.safetensors")
+    dtype = place_of(base).dtype
+    return _filled(adapted, arrays, folder / "adapter.safetensors", dtype, method.trained(adapted)), method
+
+
+def _first_form(about: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The first version knew LoRA alone: {"lora": settings}."""
+    return {"method": "lora", "settings": about["lora"]} if "lora" in about else about
 
 
 def save_checkpoint(path: str | Path, state: TrainingState, run: Mapping[str, Any]) -> None:
@@ -257,21 +262,19 @@ def check_free(path: str | Path, *, overwrite: bool) -> None:
         raise FileExistsError(f"{path} exists: choose another --out, or allow --overwrite")
 
 
-def _filled(model: Transformer, arrays: Arrays, path: Path, *select: str) -> Transformer:
-    _check_fits(arrays, parameters(model, *select), path)
-    return with_parameters(model, arrays)
+def _filled(
+    model: Transformer, arrays: Arrays, path: Path, dtype: npt.DTypeLike, expected: Mapping[str, Array]
+) -> Transformer:
+    _check_fits(arrays, expected, path)
+    return with_parameters(model, {name: array.astype(dtype, copy=False) for name, array in arrays.items()})
 
 
-def _check_fits(arrays: Arrays, expected: Arrays, path: Path) -> None:
+def _check_fits(arrays: Arrays, expected: Mapping[str, Array], path: Path) -> None:
     for name in [*expected, *arrays]:
         if name not in arrays or name not in expected:
             raise ValueError(f"{path}: {name} is {'missing' if name in expected else 'not expected'}")
         if arrays[name].shape != expected[name].shape:
             raise ValueError(f"{path}: {name} must have shape {expected[name].shape}, got {arrays[name].shape}")
-
-
-def _scalings(model: Transformer) -> dict[str, float]:
-    return {path: module.scaling for path, module in adapters(model).items()}
 
 
 def _checked(kind: Any, settings: Mapping[str, Any], path: Path) -> Any:

@@ -13,7 +13,7 @@ import numpy as np
 
 from .arrays import Array
 from .devices import explained_memory, to_host
-from .model import Transformer, ids_for
+from .model import Transformer, beside
 
 
 def generate(
@@ -36,8 +36,8 @@ def generate(
     if not len(prompt):
         raise ValueError("the prompt is empty: it must hold at least one token")
     with explained_memory():
-        caches = model.caches(batch=1)
-        logits = model(ids_for(model, np.asarray(prompt)[None]), caches=caches)[0, -1]
+        caches = model.caches()
+        logits = model(beside(model, np.asarray(prompt)[None]), caches=caches)[0, -1]
     for position in range(len(prompt), len(prompt) + most):
         token = int(logits.argmax()) if temperature == 0.0 else sample(logits, temperature, rng)
         if token == end:
@@ -46,7 +46,7 @@ def generate(
         if position == model.config.context or position + 1 == len(prompt) + most:
             return
         with explained_memory():
-            logits = model(ids_for(model, np.array([[token]])), caches=caches)[0, -1]
+            logits = model(beside(model, np.array([[token]])), caches=caches)[0, -1]
 
 
 def sample(logits: Array, temperature: float, rng: np.random.Generator | None) -> int:

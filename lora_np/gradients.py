@@ -32,11 +32,16 @@ import numpy as np
 from . import operations as ops
 from . import textbook
 from .arrays import Array
+from .config import TransformerConfig
 from .devices import to_device, to_host
 from .differentiation import operation, value_and_grad
-from .lora import LoraConfig, adapt, adapters
-from .model import TransformerConfig, initialize
+from .lora import LoraConfig, adapters
+from .method import Method
+from .methods.tuning import Full
+from .model import initialize, language_model_loss
+from .names import plain
 from .parameters import Arrays, parameters, with_parameters
+from .tasks import Batch
 
 Verdict = Literal["equal", "zero", "different", "cannot be said"]
 
@@ -282,14 +287,13 @@ def adapted_case(rng: np.random.Generator, device: str = "cpu") -> Case:
     config = LoraConfig(
         rank=2, alpha=3.0, targets=("attention+mlp", "tokens"), bias="all", tied_head="tie", ranks={"mlp.up": 1}
     )
-    model = adapt(_small_model(rng, causal=True), config, rng)
-    return _model_case("adapted model", model, config.trained, rng, device)
+    return _model_case("adapted model", _small_model(rng, causal=True), config, rng, device)
 
 
 def full_case(rng: np.random.Generator, *, causal: bool, device: str = "cpu") -> Case:
     """A whole model with every array trained: causal, or bidirectional with padding and a head of its own."""
     name = "full model, " + ("causal" if causal else "bidirectional, padded")
-    return _model_case(name, _small_model(rng, causal), ("*",), rng, device)
+    return _model_case(name, _small_model(rng, causal), Full(), rng, device)
 
 
 def _small_model(rng: np.random.Generator, causal: bool) -> Any:
@@ -299,33 +303,29 @@ def _small_model(rng: np.random.Generator, causal: bool) -> Any:
     return initialize(config, rng, np.float64)
 
 
-def _model_case(name: str, model: Any, select: tuple[str, ...], rng: np.random.Generator, device: str) -> Case:
-    """The loss of a model moved to a random point, so that B ≠ 0 and no array is at its special start."""
+def _model_case(name: str, base: Any, method: Method, rng: np.random.Generator, device: str) -> Case:
+    """The loss of an adapted model moved to a random point, so that B ≠ 0 and no array is at its special start."""
+    applied = method.apply(base, rng)
     model = with_parameters(
-        model, {name: array + 0.4 * rng.standard_normal(array.shape) for name, array in parameters(model).items()}
+        applied, {name: array + 0.4 * rng.standard_normal(array.shape) for name, array in parameters(applied).items()}
     )
     config, shape = model.config, (2, model.config.context - 1)
-    tokens, targets = rng.integers(0, config.vocab, shape), rng.integers(0, config.vocab, shape)
+    tokens, targets = rng.integers(0, model.tokens.words, shape), rng.integers(0, config.vocab, shape)
     weights = rng.random(shape) * (rng.random(shape) < 0.7)
     weights[0, -1] = 1.0
     weights /= weights.sum()
     mask = None if config.causal else np.arange(shape[1]) < np.array([[shape[1]], [shape[1] - 2]])
-    frozen = {_plain(path): array for path, array in parameters(model).items()}
+    frozen = {plain(path): array for path, array in parameters(model).items()}
     scaling = {path: module.scaling for path, module in adapters(model).items()}
 
-    node, ids, padding, *labels = to_device((model, tokens, mask, targets, weights), device)
+    node, batch, padding = to_device((model, Batch(tokens, targets, weights), mask), device)
 
     def hand(point: Arrays) -> Any:
-        return with_parameters(node, point).loss(ids, *labels, padding)
+        return language_model_loss(with_parameters(node, point), batch, padding)
 
     def book(point: Arrays) -> Any:
-        p = {**frozen, **{_plain(path): array for path, array in point.items()}}
+        p = {**frozen, **{plain(path): array for path, array in point.items()}}
         return textbook.loss(p, tokens, targets, weights, config.heads, scaling, config.causal, mask)
 
-    point = parameters(model, *select)
+    point = method.trained(model)
     return Case(name, hand, book, point, float(hand(to_device(point, device))), device)
-
-
-def _plain(path: str) -> str:
-    """The textbook's name for an array: it knows no module around an adapted one."""
-    return path.replace(".base.", ".")

@@ -2,8 +2,8 @@ r"""The heart: low-rank adaptation of a frozen model.
 
 $$h = W_0 x + \Delta W x = W_0 x + s\,B A x,\qquad s = \alpha/r \tag{L1}$$
 
-W0 (d_out, d_in) is frozen; A (rank, d_in) and B (d_out, rank) are trained. `adapt` puts A and B beside the chosen
-maps, `delta` is s·BA, and `merge` adds it in, so that nothing is left to compute at inference.
+W0 (d_out, d_in) is frozen; A (rank, d_in) and B (d_out, rank) are trained. `LoraConfig.apply` puts A and B beside the
+chosen maps, `delta` is s·BA, and `merged` adds it in, so that nothing is left to compute at inference.
 
 Source: Hu et al. 2021, arXiv:2106.09685, section 4.1, equation 3.
 """
@@ -18,12 +18,16 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .arrays import Array, array_module
-from .costs import PRESETS
+from .arrays import Array, array_module, blank
+from .config import TransformerConfig, bias_count, check_rank, maps
 from .devices import to_host
-from .model import Embedding, Linear, Transformer
-from .operations import cross_entropy, embedding, linear, lora_linear
-from .parameters import matches, matching, walk, with_modules
+from .method import Method, one_of, positive, whole
+from .model import Embedding, Linear, Transformer, dropout_mask
+from .names import per_path, targeted
+from .operations import embedding, linear, lora_linear
+from .parameters import Arrays, parameters, with_modules
+from .rounding import gamma, unit_roundoff
+from .wrappers import Expected, frozen_parts, wrappers
 
 # rank and alpha → s. The second keeps the size of the update steady as the rank grows (Kalajdzievski 2023, rsLoRA).
 SCALINGS: dict[str, Callable[[int, float], float]] = {
@@ -43,7 +47,7 @@ BIASES: dict[str, tuple[str, ...]] = {"none": (), "lora_only": ("*.base.b",), "a
 
 
 @dataclass(frozen=True)
-class LoraConfig:
+class LoraConfig(Method):
     r"""What is adapted, and how.
 
     rank            r, the inner dimension of B A
@@ -74,36 +78,89 @@ class LoraConfig:
 
     def __post_init__(self) -> None:
         for rank in (self.rank, *self.ranks.values()):
-            if type(rank) is not int or rank < 1:
-                raise ValueError(f"rank must be a whole number of at least 1, got {rank!r}")
+            whole("rank", rank)
         for alpha in (self.alpha, *self.alphas.values()):
-            if not (math.isfinite(alpha) and alpha > 0):
-                raise ValueError(f"alpha must be a positive number, got {alpha!r}")
+            positive("alpha", alpha)
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout must lie in [0, 1), got {self.dropout!r}")
-        _one_of("scaling", self.scaling, SCALINGS)
-        _one_of("initialization", self.initialization, INITIALIZATIONS)
-        _one_of("bias", self.bias, BIASES)
-        _one_of("tied_head", self.tied_head, ("refuse", "tie", "untie"))
-        if not all(isinstance(name, str) for name in self.named):
-            raise TypeError(f"targets must be text, got {self.targets!r}")
+        one_of("scaling", self.scaling, SCALINGS)
+        one_of("initialization", self.initialization, INITIALIZATIONS)
+        one_of("bias", self.bias, BIASES)
+        one_of("tied_head", self.tied_head, ("refuse", "tie", "untie"))
         if not self.targets:
             raise ValueError("targets must name at least one module or preset")
+        if not all(isinstance(name, str) for name in self.targets):
+            raise TypeError(f"targets must be text, got {self.targets!r}")
 
-    @property
-    def named(self) -> tuple[str, ...]:
-        """The targets as they were named, one or several."""
-        return (self.targets,) if isinstance(self.targets, str) else self.targets
+    def apply(self, model: Transformer, rng: np.random.Generator | None) -> Transformer:
+        r"""The model with A and B beside every target: B = 0, so no output changes, bit for bit.
 
-    @property
-    def patterns(self) -> tuple[str, ...]:
-        """The targets with a preset's name replaced by what it stands for."""
-        return tuple(pattern for target in self.named for pattern in PRESETS.get(target, (target,)))
+        Raises ValueError when a pattern matches no module, a rank does not lie in 1..min(d_in, d_out), the token table
+        is a target while its head is tied and nothing says what shall happen to it, or the model already carries
+        LoRA. Warns when the adapter is larger than the matrix it adapts: r > d_in d_out / (d_in + d_out).
+        """
+        if adapters(model):
+            raise ValueError("the model carries LoRA already: merge it first, or adapt the base")
+        able = {path: node for path, node in frozen_parts(model).items() if _can_be_adapted(path, node)}
+        paths = targeted(able, self.targets)
+        ranks, alphas = per_path(paths, self.ranks, self.rank), per_path(paths, self.alphas, self.alpha)
+        beside = {path: self._beside(path, able[path], ranks[path], alphas[path], rng) for path in paths}
+        return with_modules(self._with_head(model, beside), beside)
 
-    @property
-    def trained(self) -> tuple[str, ...]:
-        """The selection to train: `parameters(model, *config.trained)`."""
-        return ("*.A", "*.B", *BIASES[self.bias])
+    def trained(self, model: Transformer) -> Arrays:
+        return parameters(model, "*.A", "*.B", *BIASES[self.bias])
+
+    def numbers(self, config: TransformerConfig) -> int:
+        r"""$|\Theta| = \sum_\text{targets} r\,(d_\mathrm{in} + d_\mathrm{out})$ (C3), and biases that are trained."""
+        sizes = self._sizes(config)
+        adapted = sum(d_out for path, (_, _, d_out) in sizes.items() if path not in ("tokens", "head"))
+        biases = {"none": 0, "lora_only": adapted, "all": bias_count(config)}
+        return sum(rank * (d_in + d_out) for rank, d_in, d_out in sizes.values()) + biases[self.bias]
+
+    def multiply_adds(self, config: TransformerConfig) -> int:
+        r"""The same sum (C6), but a token reads one column of A, at r·d; a tied head multiplies by the same A and B."""
+        tokens = self.tied_head != "untie" if config.tied else False
+        extra = 0
+        for path, (rank, d_in, d_out) in self._sizes(config).items():
+            extra += rank * (d_in + d_out)
+            if path == "tokens":
+                extra += -rank * d_in + tokens * rank * (d_in + d_out)
+        return extra
+
+    def _sizes(self, config: TransformerConfig) -> dict[str, tuple[int, int, int]]:
+        """(rank, d_in, d_out) of every adapted map."""
+        able = maps(config)
+        paths = targeted(able, self.targets)
+        ranks = per_path(paths, self.ranks, self.rank)
+        for path in paths:
+            check_rank(ranks[path], *able[path], path)
+        return {path: (ranks[path], *able[path]) for path in paths}
+
+    def _beside(self, path: str, module: Any, rank: int, alpha: float, rng: np.random.Generator | None) -> Any:
+        is_table = isinstance(module, Embedding)
+        d_out, d_in = module.W.shape[::-1] if is_table else module.W.shape
+        check_rank(rank, d_in, d_out, path)
+        if rank * (d_in + d_out) > d_in * d_out:
+            more = f"{rank * (d_in + d_out)} numbers, more than the {d_in * d_out} of the matrix"
+            warnings.warn(f"{path}: rank {rank} trains {more}", stacklevel=4)
+        dtype, xp, A = module.W.dtype, array_module(module.W), blank((rank, d_in), module.W.dtype)
+        if rng is not None:  # drawn on the host
+            A = xp.asarray(INITIALIZATIONS[self.initialization](rng, rank, d_in).astype(dtype))
+        B = xp.zeros((d_out, rank), dtype)
+        scaling = float(SCALINGS[self.scaling](rank, alpha))  # a NumPy number would turn float32 into float64
+        return LoraEmbedding(module, A, B, scaling) if is_table else LoraLinear(module, A, B, scaling, self.dropout)
+
+    def _with_head(self, model: Transformer, beside: Mapping[str, Any]) -> Transformer:
+        """The model, its head parted from the token table if that is adapted and shall not be the head any more."""
+        if model.head is not None or not any(isinstance(module, LoraEmbedding) for module in beside.values()):
+            return model
+        if self.tied_head == "refuse":
+            raise ValueError(
+                "the token embedding is also the output head: say tied_head='tie' to adapt both, or 'untie' to keep "
+                "the head at the old table"
+            )
+        untied = replace(model, head=model.tokens.as_head(), config=replace(model.config, tied=False))
+        return untied if self.tied_head == "untie" else model
 
 
 @dataclass(frozen=True)
@@ -134,9 +191,13 @@ class LoraLinear:
         mask = None if self.generator is None else dropout_mask(self.generator, x, self.dropout)
         return lora_linear(x, self.base.W, self.base.b, self.A, self.B, self.scaling, mask)
 
-    def loss(self, h: Array, targets: Array, weights: Array) -> Any:
-        """As a head: the cross-entropy of its logits."""
-        return cross_entropy(self(h), targets, weights)
+    def merged(self) -> Linear:
+        r"""The plain map with $W = W_0 + s\,B A$."""
+        return replace(self.base, W=self.base.W + delta(self))
+
+    def expected(self, rows: slice = slice(None)) -> Expected:
+        """Rows of the merged W: BA takes `rank` roundings, s one, and one more because s itself is rounded."""
+        return _expected(self.base.W[rows], self.B[rows], self.A, self.scaling)
 
 
 @dataclass(frozen=True)
@@ -160,46 +221,29 @@ class LoraEmbedding:
     def __call__(self, tokens: Array) -> Array:
         return self.base(tokens) + self.scaling * linear(embedding(tokens, self.A.T), self.B, None)
 
-    def logits(self, h: Array) -> Array:
-        """The tied head of the adapted table: h (W + s (BA)ᵀ)ᵀ = h Wᵀ + s (h B) A."""
-        return self.base.logits(h) + self.scaling * linear(linear(h, self.B.T, None), self.A.T, None)
+    @property
+    def words(self) -> int:
+        return self.base.words
 
-    def loss(self, h: Array, targets: Array, weights: Array) -> Any:
-        """The cross-entropy of these logits."""
-        return cross_entropy(self.logits(h), targets, weights)
+    def as_head(self) -> LoraLinear:
+        """The tied head of the adapted table: h (W + s (BA)ᵀ)ᵀ = h Wᵀ + s (h B) A."""
+        return LoraLinear(self.base.as_head(), self.B.T, self.A.T, self.scaling)
+
+    def merged(self) -> Embedding:
+        r"""The plain table $W + s\,(BA)^T$."""
+        return replace(self.base, W=self.base.W + delta(self))
+
+    def expected(self, rows: slice = slice(None)) -> Expected:
+        """Rows of the merged table, as in `LoraLinear`."""
+        return _expected(self.base.W[rows], self.A.T[rows], self.B.T, self.scaling)
 
 
 Adapted = (LoraLinear, LoraEmbedding)
 
 
-def adapt(model: Transformer, config: LoraConfig, rng: np.random.Generator) -> Transformer:
-    r"""The model with A and B beside every target: B = 0, so no output changes, bit for bit. `model` is untouched.
-
-    Raises ValueError when a pattern matches no module, a rank does not lie in 1..min(d_in, d_out), the token table
-    is a target while its head is tied and the config does not say what shall happen to it, or the model already
-    carries LoRA. Warns when the adapter is larger than the matrix it adapts: r > d_in d_out / (d_in + d_out).
-    """
-    if adapters(model):
-        raise ValueError("the model carries LoRA already: merge it first, or adapt the base")
-    modules = {path: node for path, node in walk(model) if isinstance(node, Linear) or path == "tokens"}
-    own_head = ("head",) if "all-linear" in config.named and model.head is not None else ()
-    paths = matching(modules, config.patterns + own_head)
-    ranks, alphas = _per_path(paths, config.ranks, config.rank), _per_path(paths, config.alphas, config.alpha)
-    adapted = {path: _adapted(path, modules[path], ranks[path], alphas[path], config, rng) for path in paths}
-    if "tokens" in adapted and model.head is None:
-        if config.tied_head == "refuse":
-            raise ValueError(
-                "the token embedding is also the output head: say tied_head='tie' to adapt both, or 'untie' to keep "
-                "the head at the old table"
-            )
-        if config.tied_head == "untie":
-            model = replace(model, head=Linear(model.tokens.W), config=replace(model.config, tied=False))
-    return with_modules(model, adapted)
-
-
 def adapters(model: Any) -> dict[str, Any]:
-    """The adapted modules of a model by dotted path."""
-    return {path: node for path, node in walk(model) if isinstance(node, Adapted)}
+    """The maps and tables of a model that carry LoRA, by dotted path."""
+    return {path: node for path, node in wrappers(model).items() if isinstance(node, Adapted)}
 
 
 def delta(module: LoraLinear | LoraEmbedding) -> Array:
@@ -208,94 +252,42 @@ def delta(module: LoraLinear | LoraEmbedding) -> Array:
     return update.T if isinstance(module, LoraEmbedding) else update
 
 
-def merge(model: Transformer) -> Transformer:
-    r"""The plain model with $W = W_0 + s\,B A$ in place of every adapted map; `model` and its base are untouched.
-
-    Merged and adapted outputs are equal up to rounding: see `rounding_bound`. Raises ValueError when there is nothing
-    to merge, which is also what merging twice meets.
-    """
-    if not adapters(model):
-        raise ValueError("nothing to merge: the model carries no LoRA (is it merged already?)")
-    return with_modules(model, {path: _merged(module) for path, module in adapters(model).items()})
-
-
-def unadapted(model: Transformer) -> Transformer:
-    """The frozen base below an adapted model, sharing its arrays."""
-    return with_modules(model, {path: module.base for path, module in adapters(model).items()})
-
-
 def rounding_bound(module: LoraLinear, x: Array) -> Array:
     r"""How far merged and adapted outputs of one map may differ by rounding alone: elementwise, (..., d_out).
 
-    With unit roundoff u = ε/2, a result behind which lie n roundings errs by at most $\gamma_n = nu/(1-nu)$ times the
-    sum of the absolute values of its terms, in whatever order they are added (Higham 2002, Accuracy and Stability of
-    Numerical Algorithms, section 3.1). With $T = |W_0||x| + s|B||A||x| + |b|$,
+    With $T = |W_0||x| + s|B||A||x| + |b|$ and the unit roundoff u of the coarsest product that is made,
 
     - adapted: Ax (d_in), B· (rank), the factor s, two additions:  n = d_in + rank + 3;
     - merged:  BA (rank), the factor s, + W0, ·x (d_in), + b:      n = d_in + rank + 3;
 
-    and the two differ by at most twice that. One more rounding covers T, which is itself computed, in float64:
+    and the two differ by at most twice γ_n T. One more rounding covers T, which is itself computed, in float64:
 
-    $$|y_\text{adapted} - y_\text{merged}| \le 2\gamma_n T = \frac{n\,\varepsilon}{1 - n\varepsilon/2}\,T,
-      \qquad n = d_\mathrm{in} + r + 4 \tag{L2}$$
+    $$|y_\text{adapted} - y_\text{merged}| \le 2\gamma_n T,\qquad n = d_\mathrm{in} + r + 4 \tag{L2}$$
     """
     W, A, B = (np.abs(np.asarray(to_host(array), np.float64)) for array in (module.base.W, module.A, module.B))
     size = np.abs(np.asarray(to_host(x), np.float64))
     terms = size @ W.T + abs(module.scaling) * ((size @ A.T) @ B.T)
     if module.base.b is not None:
         terms += np.abs(to_host(module.base.b))
-    n, eps = sum(A.shape) + 4, float(np.finfo(module.A.dtype).eps)
-    return n * eps / (1.0 - n * eps / 2.0) * terms
+    made = ((module.base.W, x), (module.A, x), (module.A, module.B), (module.base.W, module.A, module.B, x))
+    u = max(unit_roundoff(np.result_type(*(array.dtype for array in product))) for product in made)
+    return 2.0 * gamma(sum(A.shape) + 4, u) * terms
 
 
-def with_dropout(model: Transformer, rng: np.random.Generator) -> Transformer:
-    """The model as it trains: every low-rank branch leaves entries out, drawn from `rng` in the order of the layers."""
-    dropping = {p: m for p, m in adapters(model).items() if isinstance(m, LoraLinear) and m.dropout}
-    return with_modules(model, {path: replace(module, generator=rng) for path, module in dropping.items()})
+def _expected(W: Array, left: Array, right: Array, scaling: float) -> Expected:
+    """W + s·left·right for rows of W and of left: the update has left's width of terms, and two roundings for s."""
+    precision = np.result_type(left.dtype, right.dtype)
+    left, right = (np.asarray(to_host(array), np.float64) for array in (left, right))
+    update = scaling * (left @ right)
+    terms = abs(scaling) * (abs(left) @ abs(right))
+    return Expected(np.asarray(to_host(W), np.float64) + update, update, terms, len(right) + 2, precision)
 
 
-def dropout_mask(rng: np.random.Generator, x: Array, probability: float) -> Array:
-    """0 with the given probability, else 1/(1−p), so that the expected value of mask·x is x; drawn on the host."""
-    keep = rng.random(x.shape, dtype=np.float32) >= probability
-    return array_module(x).asarray((keep / (1.0 - probability)).astype(x.dtype))
-
-
-def _per_path(paths: list[str], special: Mapping[str, Any], default: Any) -> dict[str, Any]:
-    """The value for each path: that of the last pattern that matches it, else the default."""
-    matching(paths, special)  # raises for a pattern that names no target
-    return {path: ([default] + [v for p, v in special.items() if matches(path, p)])[-1] for path in paths}
-
-
-def _adapted(path: str, module: Any, rank: int, alpha: float, config: LoraConfig, rng: np.random.Generator) -> Any:
-    is_table = isinstance(module, Embedding)
-    d_out, d_in = module.W.shape[::-1] if is_table else module.W.shape
-    if rank > min(d_in, d_out):
-        raise ValueError(
-            f"rank must lie in 1..min(d_in, d_out) = 1..{min(d_in, d_out)} for {path}, got {rank}: "
-            "a higher rank cannot make B @ A more expressive"
-        )
-    if rank * (d_in + d_out) > d_in * d_out:
-        warnings.warn(
-            f"{path}: rank {rank} trains {rank * (d_in + d_out)} numbers, more than the {d_in * d_out} of the matrix",
-            stacklevel=3,
-        )
-    dtype, xp = module.W.dtype, array_module(module.W)
-    A = xp.asarray(INITIALIZATIONS[config.initialization](rng, rank, d_in).astype(dtype))  # drawn on the host
-    B = xp.zeros((d_out, rank), dtype)
-    scaling = float(SCALINGS[config.scaling](rank, alpha))  # a NumPy number would turn float32 into float64
-    return LoraEmbedding(module, A, B, scaling) if is_table else LoraLinear(module, A, B, scaling, config.dropout)
-
-
-def _merged(module: Any) -> Any:
-    return replace(module.base, W=module.base.W + delta(module))
+def _can_be_adapted(path: str, node: Any) -> bool:
+    return isinstance(node, Linear) or (isinstance(node, Embedding) and path.partition(".")[0] == "tokens")
 
 
 def _check_shapes(W: tuple[int, ...], A: tuple[int, ...], B: tuple[int, ...]) -> None:
     d_out, d_in = W
     if not (len(A) == len(B) == 2 and A[1] == d_in and B[0] == d_out and A[0] == B[1]):
         raise ValueError(f"A must be (rank, {d_in}) and B ({d_out}, rank) beside this map, got {A} and {B}")
-
-
-def _one_of(name: str, value: object, allowed: Any) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")

@@ -14,61 +14,19 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from .arrays import Array, array_module, is_array, is_box, on_device
-from .costs import Shape
+from .arrays import Array, array_module, blank, is_array, is_box, on_device
+from .config import TransformerConfig
 from .devices import check_together, to_device
 from .differentiation import recomputed
 from .operations import attention, cross_entropy, embedding, gelu, head_cross_entropy, layer_norm, linear
 from .parameters import parameters, walk, with_modules, with_parameters
-
-
-@dataclass(frozen=True)
-class TransformerConfig:
-    """The sizes of a transformer.
-
-    vocab     number of token ids             context  longest sequence
-    d_model   width of the residual stream    heads    attention heads, a divisor of d_model
-    layers    number of blocks                d_ff     width of the MLP; 4 d_model when None
-    causal    may a position see only what is before it?
-    tied      is the token table also the output head?
-    """
-
-    vocab: int
-    context: int
-    d_model: int
-    layers: int
-    heads: int
-    d_ff: int | None = None
-    causal: bool = True
-    tied: bool = True
-
-    def __post_init__(self) -> None:
-        for name in ("vocab", "context", "d_model", "layers", "heads", "d_ff"):
-            value = getattr(self, name)
-            if not (name == "d_ff" and value is None) and (type(value) is not int or value < 1):
-                raise ValueError(f"{name} must be a positive whole number, got {value!r}")
-        for name in ("causal", "tied"):
-            if type(getattr(self, name)) is not bool:
-                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
-        if self.d_model % self.heads:
-            raise ValueError(f"heads must divide d_model, got {self.heads} heads for d_model {self.d_model}")
-
-    @property
-    def d_hidden(self) -> int:
-        """The width of the MLP in numbers."""
-        return self.d_ff or 4 * self.d_model
-
-
-def shape_of(config: TransformerConfig) -> Shape:
-    """The same sizes as the closed forms of `lora_np.costs` know them."""
-    c = config
-    return Shape("model", c.layers, c.d_model, c.heads, c.d_hidden, c.vocab, c.context, c.tied)
 
 
 @dataclass(frozen=True)
@@ -86,29 +44,24 @@ class Linear:
     def __call__(self, x: Array) -> Array:
         return linear(x, self.W, self.b)
 
-    def loss(self, h: Array, targets: Array, weights: Array) -> Any:
-        """As a head: the cross-entropy of its logits, which are not made whole where there is no bias."""
-        if self.b is not None:
-            return cross_entropy(self(h), targets, weights)
-        return head_cross_entropy(h, self.W, targets, weights)
-
 
 @dataclass(frozen=True)
 class Embedding:
-    """Row t of W (vocab, d_model) for token t; read the other way, the logits of a tied head."""
+    """Row t of W (vocab, d_model) for token t; read the other way, a tied head."""
 
     W: Array
 
     def __call__(self, tokens: Array) -> Array:
         return embedding(tokens, self.W)
 
-    def logits(self, h: Array) -> Array:
-        """h (..., d_model) against every row of the table: (..., vocab)."""
-        return linear(h, self.W, None)
+    @property
+    def words(self) -> int:
+        """How many tokens have a row."""
+        return int(self.W.shape[0])
 
-    def loss(self, h: Array, targets: Array, weights: Array) -> Any:
-        """The cross-entropy of these logits, without ever making them whole."""
-        return head_cross_entropy(h, self.W, targets, weights)
+    def as_head(self) -> Linear:
+        """The map from h (..., d_model) to its product with every row: logits (..., vocab)."""
+        return Linear(self.W)
 
 
 @dataclass(frozen=True)
@@ -125,20 +78,36 @@ class LayerNorm:
 
 @dataclass
 class Cache:
-    """Keys and values of the positions that one attention layer has seen: (batch, context, d_model), `length` of
-    them filled. The only thing here that changes in place; see `lora_np.generation`."""
+    """Keys and values of the positions that one attention layer has seen: (batch, room, width), `length` of them
+    filled; made when the first arrive. The only thing here that changes in place; see `lora_np.generation`."""
 
-    keys: Array
-    values: Array
+    room: int
+    keys: Array | None = None
+    values: Array | None = None
     length: int = 0
 
     def extend(self, k: Array, v: Array) -> tuple[Array, Array]:
-        """Append k and v (batch, new, d_model); give back all keys and all values so far."""
+        """Append k and v (batch, new, width); give back all keys and all values so far."""
+        if self.keys is None or self.values is None:
+            empty, shape = array_module(k).empty, (k.shape[0], self.room, k.shape[2])
+            self.keys, self.values = empty(shape, dtype=k.dtype), empty(shape, dtype=k.dtype)
         stop = self.length + k.shape[1]
         self.keys[:, self.length : stop] = k
         self.values[:, self.length : stop] = v
         self.length = stop
         return self.keys[:, :stop], self.values[:, :stop]
+
+
+class Reading(NamedTuple):
+    """What a block is told beside h.
+
+    tokens  (batch, seq), those that are read now        mask   (batch, seq), True where a token is real; None: all are
+    cache   what this block has seen before them
+    """
+
+    tokens: Array
+    mask: Array | None = None
+    cache: Cache | None = None
 
 
 @dataclass(frozen=True)
@@ -152,10 +121,16 @@ class Attention:
     heads: int
     causal: bool = True
 
-    def __call__(self, x: Array, mask: Array | None = None, cache: Cache | None = None) -> Array:
-        q, k, v = self.query(x), self.key(x), self.value(x)
-        if cache is not None:
-            k, v = cache.extend(k, v)
+    def __call__(self, x: Array, reading: Reading) -> Array:
+        return self.attend(self.query(x), *self.keys_and_values(x, reading.cache), reading.mask)
+
+    def keys_and_values(self, x: Array, cache: Cache | None) -> tuple[Array, Array]:
+        """Those of x, behind those that the cache holds."""
+        k, v = self.key(x), self.value(x)
+        return (k, v) if cache is None else cache.extend(k, v)
+
+    def attend(self, q: Array, k: Array, v: Array, mask: Array | None) -> Array:
+        """What the queries find among these keys and values, through the output map."""
         return self.output(attention(q, k, v, self.heads, self.causal, mask))
 
 
@@ -179,18 +154,14 @@ class Block:
     mlp_norm: LayerNorm
     mlp: MLP
 
-    def __call__(self, h: Array, mask: Array | None = None, cache: Cache | None = None) -> Array:
-        attended = h + self.attention(self.attention_norm(h), mask, cache)
+    def __call__(self, h: Array, reading: Reading) -> Array:
+        attended = h + self.attention(self.attention_norm(h), reading)
         return attended + self.mlp(self.mlp_norm(attended))
 
 
 @dataclass(frozen=True)
 class Transformer:
-    """Token and position embedding, blocks, a last layer norm, and a head (None: the token table, tied).
-
-    checkpoint_blocks   keep only the input of each block for backward, which then evaluates the block once more:
-                        less memory and more time for the same gradients (Chen et al. 2016, arXiv:1604.06174)
-    """
+    """Token and position embedding, blocks, a last layer norm, and a head (None: the token table, tied)."""
 
     config: TransformerConfig
     tokens: Embedding
@@ -198,7 +169,6 @@ class Transformer:
     blocks: tuple[Block, ...]
     norm: LayerNorm
     head: Linear | None = None
-    checkpoint_blocks: bool = False
 
     def __call__(self, tokens: Array, mask: Array | None = None, caches: tuple[Cache, ...] | None = None) -> Array:
         """Logits (batch, seq, vocab) of the token that follows each position.
@@ -207,88 +177,109 @@ class Transformer:
         block, when `tokens` continues what they have seen. Raises TypeError or ValueError for tokens that are not
         integers in [0, vocab), more of them than the context holds, or a device other than that of the model.
         """
-        h = self.hidden(tokens, mask, caches)
-        return self.tokens.logits(h) if self.head is None else self.head(h)
+        return self.output(self.hidden(tokens, mask, caches))
 
-    def loss(self, tokens: Array, targets: Array, weights: Array, mask: Array | None = None) -> Any:
-        """The cross-entropy of these logits with targets (batch, seq), each position weighted; raises as they do."""
-        check_together(model=self.positions.W, targets=targets, weights=weights)
-        h = self.hidden(tokens, mask)
-        return (self.tokens if self.head is None else self.head).loss(h, targets, weights)
+    @property
+    def output(self) -> Any:
+        """The head: a map of its own, or the token table read the other way."""
+        return self.tokens.as_head() if self.head is None else self.head
 
-    def hidden(self, tokens: Array, mask: Array | None = None, caches: tuple[Cache, ...] | None = None) -> Array:
-        """The normalised residual stream before the head, (batch, seq, d_model)."""
+    def hidden(
+        self,
+        tokens: Array,
+        mask: Array | None = None,
+        caches: tuple[Cache, ...] | None = None,
+        through: Callable[[Any, Array, Reading], Array] = lambda block, h, reading: block(h, reading),
+    ) -> Array:
+        """The normalised residual stream before the head, (batch, seq, d_model); `through` applies a block to it."""
         seen = caches[0].length if caches else 0
-        _check_tokens(tokens, seen, self.config)
-        check_together(model=self.positions.W, tokens=tokens, mask=mask, caches=caches[0].keys if caches else None)
+        _check_tokens(tokens, seen, self)
+        check_together(model=place_of(self), tokens=tokens, mask=mask)
         places = array_module(tokens).arange(seen, seen + tokens.shape[1])
         h = self.tokens(tokens) + self.positions(places)
         for i, block in enumerate(self.blocks):
-            if self.checkpoint_blocks and caches is None:
-                h = _checkpointed(block, h, mask)
-            else:
-                h = block(h, mask, caches[i] if caches else None)
+            h = through(block, h, Reading(tokens, mask, caches[i] if caches else None))
         return self.norm(h)
 
-    def caches(self, batch: int) -> tuple[Cache, ...]:
-        """Empty caches for `batch` sequences, one a block, allocated once for the whole context."""
-        table = self.positions.W
-        empty = array_module(table).empty
-        shape = (batch, self.config.context, self.config.d_model)
-        return tuple(Cache(empty(shape, dtype=table.dtype), empty(shape, dtype=table.dtype)) for _ in self.blocks)
+    def caches(self) -> tuple[Cache, ...]:
+        """Empty caches, one a block, each for the whole context."""
+        return tuple(Cache(self.config.context) for _ in self.blocks)
 
 
-def _checkpointed(block: Block, h: Array, mask: Array | None) -> Array:
-    """block(h, mask), evaluated once more in backward: with copies of its generators as they stand now."""
+def recomputing(block: Block, h: Array, reading: Reading) -> Array:
+    """block(h, reading), of which backward keeps the input only and evaluates it once more: less memory, more time.
+
+    Its generators are copied as they stand now. Source: Chen et al. 2016, arXiv:1604.06174.
+    """
     modules = {path: node for path, node in walk(block) if getattr(node, "generator", None) is not None}
     generators = {f"{path}.generator": module.generator for path, module in modules.items()}
     same = iter((block, with_modules(block, copy.deepcopy(generators)) if generators else block))
     boxed = {path: array for path, array in parameters(block).items() if is_box(array)}
-    return recomputed(lambda arrays, h: with_parameters(next(same), arrays)(h, mask), boxed, h)
+    return recomputed(lambda arrays, h: with_parameters(next(same), arrays)(h, reading), boxed, h)
 
 
-def _check_tokens(tokens: Array, seen: int, config: TransformerConfig) -> None:
+def _check_tokens(tokens: Array, seen: int, model: Transformer) -> None:
     if not (is_array(tokens) and tokens.ndim == 2 and tokens.dtype.kind in "iu" and tokens.size):
         got = f"{tokens.dtype} {tokens.shape}" if is_array(tokens) else type(tokens).__name__
         raise TypeError(f"tokens must be integers of shape (batch, seq), got {got}")
     length = seen + tokens.shape[1]
-    if length > config.context:
-        raise ValueError(f"the context holds {config.context} tokens, got a sequence of {length}")
-    if type(tokens) is np.ndarray:
-        check_ids(tokens, config.vocab)
+    if length > model.config.context:
+        raise ValueError(f"the context holds {model.config.context} tokens, got a sequence of {length}")
+    check_ids(tokens, model.tokens.words)
 
 
-def check_ids(ids: Array, vocab: int) -> None:
-    """Raise ValueError unless all these token ids, which are on the host, lie in [0, vocab)."""
-    if ids.size and not 0 <= ids.min() <= ids.max() < vocab:
+def check_ids(ids: Array, words: int) -> None:
+    """Raise ValueError unless these token ids lie in [0, words); those on a device were checked before they moved."""
+    if type(ids) is np.ndarray and ids.size and not 0 <= ids.min() <= ids.max() < words:
         wrong = ids.min() if ids.min() < 0 else ids.max()
-        raise ValueError(f"token ids must lie in 0..{vocab - 1}, got {wrong}")
+        raise ValueError(f"token ids must lie in 0..{words - 1}, got {wrong}")
 
 
-def ids_for(model: Any, ids: Array) -> Array:
-    """Token ids of the host where the model is. They are checked before they move: a device would wrap wrong ones."""
-    if not on_device(model.positions.W) or on_device(ids):
-        return ids
-    check_ids(ids, model.config.vocab)
-    return to_device(ids, "gpu")
+def place_of(model: Any) -> Array:
+    """An array of the model, to see where it lives."""
+    return next(node for _, node in walk(model) if is_array(node))
 
 
-def batch_for(model: Any, batch: Any) -> Any:
-    """A batch of the host where the model is, its ids checked; one that is there already is passed on."""
-    if not on_device(model.positions.W) or on_device(batch.tokens):
-        return batch
-    check_ids(batch.tokens, model.config.vocab)
-    check_ids(batch.targets, model.config.vocab)
-    return to_device(batch, "gpu")
+def beside(model: Any, thing: Any) -> Any:
+    """Token ids, or a batch of them, where the model is. Ids that move are checked: a device would wrap wrong ones."""
+    if not on_device(place_of(model)):
+        return thing
+    for _, node in walk(thing):
+        if is_array(node) and node.dtype.kind in "iu":
+            check_ids(node, model.tokens.words)
+    return to_device(thing, "gpu")
 
 
-def language_model_loss(model: Any, batch: Any) -> Any:
+def with_dropout(model: Any, rng: np.random.Generator) -> Any:
+    """The model as it trains: every part that drops entries draws from `rng` which, in the order of the layers."""
+    dropping = [path for path, node in walk(model) if hasattr(node, "generator") and node.dropout]
+    return with_modules(model, {f"{path}.generator" if path else "generator": rng for path in dropping})
+
+
+def dropout_mask(rng: np.random.Generator, x: Array, probability: float) -> Array:
+    """0 with the given probability, else 1/(1−p), so that the expected value of mask·x is x; drawn on the host."""
+    keep = rng.random(x.shape, dtype=np.float32) >= probability
+    return array_module(x).asarray((keep / (1.0 - probability)).astype(x.dtype))
+
+
+def language_model_loss(model: Any, batch: Any, mask: Array | None = None, *, recompute: bool = False) -> Any:
     r"""The masked language-modelling loss of a batch, in nats per trained token; Hu et al. 2021, equation 2.
 
-    batch has tokens and targets (batch, seq) and weights (batch, seq) that sum to 1 over the whole batch. Raises
-    TypeError when a part of it is not on the device of the model.
+    batch has tokens and targets (batch, seq) and weights (batch, seq) that sum to 1 over the whole batch; mask (batch,
+    seq) is True where a token is real, None when all are; `recompute` keeps only the input of each block for backward.
+    Raises TypeError when a part of it is not on the device of the model, ValueError for a target outside [0, vocab).
     """
-    return model.loss(batch.tokens, batch.targets, batch.weights)
+    check_together(model=place_of(model), targets=batch.targets, weights=batch.weights)
+    check_ids(batch.targets, model.config.vocab)
+    h = model.hidden(batch.tokens, mask, through=recomputing) if recompute else model.hidden(batch.tokens, mask)
+    return head_loss(model.output, h, batch.targets, batch.weights)
+
+
+def head_loss(head: Any, h: Array, targets: Array, weights: Array) -> Any:
+    """The cross-entropy of head(h), whose logits are not made whole where the head is one matrix and nothing else."""
+    if isinstance(head, Linear) and head.b is None:
+        return head_cross_entropy(h, head.W, targets, weights)
+    return cross_entropy(head(h), targets, weights)
 
 
 def initialize(config: TransformerConfig, rng: np.random.Generator, dtype: npt.DTypeLike = np.float32) -> Transformer:
@@ -296,17 +287,28 @@ def initialize(config: TransformerConfig, rng: np.random.Generator, dtype: npt.D
 
     Source: Radford et al. 2019, section 2.3, for the factor 1/√(2L) on the 2L maps that add to the stream.
     """
+
+    def drawn(scale: float, *shape: int) -> Array:
+        return (0.02 * scale * rng.standard_normal(shape)).astype(dtype)
+
+    return _built(config, drawn, lambda value, *shape: np.full(shape, value, dtype))
+
+
+def skeleton(config: TransformerConfig, dtype: npt.DTypeLike = np.float32) -> Transformer:
+    """A model of these sizes that holds no numbers: every array is one zero, seen everywhere. For what needs shapes."""
+    return _built(config, lambda _, *shape: blank(shape, dtype), lambda _, *shape: blank(shape, dtype))
+
+
+def _built(config: TransformerConfig, drawn: Callable[..., Array], constant: Callable[..., Array]) -> Transformer:
+    """The tree of modules: weights by drawn(scale, *shape), biases, gains and shifts by constant(value, *shape)."""
     d, f = config.d_model, config.d_hidden
     into_stream = 1.0 / math.sqrt(2.0 * config.layers)
 
-    def normal(*shape: int, scale: float = 1.0) -> Array:
-        return (0.02 * scale * rng.standard_normal(shape)).astype(dtype)
-
     def dense(d_out: int, d_in: int, scale: float = 1.0) -> Linear:
-        return Linear(normal(d_out, d_in, scale=scale), np.zeros(d_out, dtype))
+        return Linear(drawn(scale, d_out, d_in), constant(0.0, d_out))
 
     def norm() -> LayerNorm:
-        return LayerNorm(np.ones(d, dtype), np.zeros(d, dtype))
+        return LayerNorm(constant(1.0, d), constant(0.0, d))
 
     def block() -> Block:
         heads = Attention(dense(d, d), dense(d, d), dense(d, d), dense(d, d, into_stream), config.heads, config.causal)
@@ -314,9 +316,9 @@ def initialize(config: TransformerConfig, rng: np.random.Generator, dtype: npt.D
 
     return Transformer(
         config,
-        Embedding(normal(config.vocab, d)),
-        Embedding(normal(config.context, d)),
+        Embedding(drawn(1.0, config.vocab, d)),
+        Embedding(drawn(1.0, config.context, d)),
         tuple(block() for _ in range(config.layers)),
         norm(),
-        None if config.tied else Linear(normal(config.vocab, d)),
+        None if config.tied else Linear(drawn(1.0, config.vocab, d)),
     )

@@ -3,21 +3,17 @@ r"""A model as a flat dict of arrays, and back.
 A model is a tree of frozen dataclasses. Each array in it has a dotted path, the names of the fields that lead to it:
 `blocks.0.attention.query.W`. The dict {path: array} is what `value_and_grad` differentiates, what AdamW steps, what
 a safetensors file stores and what a gradient report names. **Freezing is selection**: what is not selected is never
-differentiated.
-
-A pattern is a shell-style glob (`*`, `?`, `[…]`, and * also crosses dots) that must match a whole path or a tail of
-one that starts at a dot: `query.W`, `attention.*`, `blocks.0.*`, `*.A`.
+differentiated. What a pattern matches is said in `lora_np.names`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-from collections.abc import Iterable, Iterator, Mapping
-from fnmatch import fnmatchcase
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 from .arrays import Array, is_array
+from .names import matching
 
 Arrays = dict[str, Array]
 Model = TypeVar("Model")
@@ -52,12 +48,8 @@ def with_modules(model: Model, modules: Mapping[str, Any]) -> Model:
 
 
 def count(model: Any, *select: str) -> int:
-    """How many numbers the selected arrays of a model hold; all of them without a selection."""
-    return size(parameters(model, *select))
-
-
-def size(arrays: Mapping[str, Array]) -> int:
-    """How many numbers a dict of arrays holds."""
+    """How many numbers the selected arrays of a model hold, all of them without a selection; or those of a dict."""
+    arrays = model if isinstance(model, Mapping) else parameters(model, *select)
     return sum(int(array.size) for array in arrays.values())
 
 
@@ -67,33 +59,6 @@ def walk(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path, node
     for name, child in _children(node):
         yield from walk(child, f"{path}.{name}" if path else name)
-
-
-def matches(path: str, pattern: str) -> bool:
-    """Does the pattern match the path, or a tail of it that starts at a dot?"""
-    return fnmatchcase(path, pattern) or fnmatchcase(path, f"*.{pattern}")
-
-
-def matching(paths: Iterable[str], patterns: Iterable[str]) -> list[str]:
-    """The paths that at least one pattern matches, in their order; raises ValueError for an idle pattern."""
-    paths = list(paths)
-    chosen: set[str] = set()
-    for pattern in patterns:
-        hits = [path for path in paths if matches(path, pattern)]
-        if not hits:
-            raise ValueError(f"{pattern!r} matches none of the {len(paths)} names; {_nearest(pattern, paths)}")
-        chosen.update(hits)
-    return [path for path in paths if path in chosen]
-
-
-def _nearest(pattern: str, paths: list[str]) -> str:
-    """The real names closest to what was asked for, compared from their tails as patterns are."""
-    if not paths:
-        return "there are none"
-    depth = pattern.count(".") + 1
-    tails = dict.fromkeys(".".join(path.split(".")[-depth:]) for path in paths)
-    near = difflib.get_close_matches(pattern, tails, n=3, cutoff=0.3) or list(tails)[:3]
-    return "the nearest are " + ", ".join(near)
 
 
 def _children(node: Any) -> Iterator[tuple[str, Any]]:

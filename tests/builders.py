@@ -16,9 +16,11 @@ import numpy as np
 from hypothesis import settings
 
 from lora_np.arrays import Array
-from lora_np.costs import Shape
-from lora_np.lora import LoraConfig, LoraLinear, adapt, adapters
-from lora_np.model import Linear, Transformer, TransformerConfig, initialize
+from lora_np.config import TransformerConfig
+from lora_np.lora import LoraConfig, LoraLinear, adapters
+from lora_np.methods import adapt
+from lora_np.model import Linear, Transformer, initialize
+from lora_np.names import plain
 from lora_np.parameters import parameters, with_modules, with_parameters
 from lora_np.tasks import Batch
 
@@ -125,14 +127,8 @@ def random_batch(node: Transformer, seed: int = 3, batch: int = 3, seq: int | No
 
 def for_textbook(node: Transformer) -> tuple[dict[str, Array], dict[str, float]]:
     """The names that the textbook uses (a frozen W beside its A, not below `base`), and s for each adapted name."""
-    arrays = {path.replace(".base.", "."): array for path, array in parameters(node).items()}
+    arrays = {plain(path): array for path, array in parameters(node).items()}
     return arrays, {path: module.scaling for path, module in adapters(node).items()}
-
-
-def shape_of(sizes: TransformerConfig) -> Shape:
-    """The same sizes as `costs` names them."""
-    s = sizes
-    return Shape("small", s.layers, s.d_model, s.heads, s.d_hidden, s.vocab, s.context, s.tied)
 
 
 def hashes(arrays: Mapping[str, Array]) -> dict[str, str]:

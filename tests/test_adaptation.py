@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders import hashes, model, shape_of
+from builders import hashes, model
 
 from lora_np import adaptation, files
 from lora_np.adaptation import CHECKPOINT, DataConfig, Interrupted, Result, adapt_to_file, bits_per_byte, read_file
@@ -18,10 +18,11 @@ from lora_np.costs import lora_count
 from lora_np.files import load_adapter, partial_folder, read_arrays, write_arrays
 from lora_np.lora import LoraConfig, adapters
 from lora_np.model import Transformer
+from lora_np.optimization import TrainingConfig
 from lora_np.parameters import parameters, with_parameters
 from lora_np.tasks import epoch
 from lora_np.tokenizers import ByteTokenizer
-from lora_np.training import Record, TrainingConfig, evaluate
+from lora_np.training import Record, evaluate
 
 STEPS = 12
 LORA = LoraConfig(rank=2, alpha=3.0, dropout=0.2)
@@ -344,7 +345,7 @@ def test_the_result_says_what_was_done(file: Path) -> None:
     train, held_out = read_file(file, DATA, context=48)
     trained, _ = load_adapter(file.parent / "out", start)
     assert (result.train, result.held_out, result.steps) == (len(train), len(held_out), STEPS)
-    assert result.trained == lora_count(shape_of(start.config), 2, "qv")
+    assert result.trained == lora_count(start.config, 2, "qv")
     assert result.file_bytes == len(adapter_bytes(file))
     assert result.before == bits_per_byte(start, held_out, 4)
     assert result.after == bits_per_byte(trained, held_out, 4)

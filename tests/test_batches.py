@@ -7,18 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from shared_data import shared_data
 
-from lora_np.tasks import (
-    Batch,
-    Batches,
-    Example,
-    Sequence,
-    collate,
-    encode,
-    epoch,
-    prompt_tokens,
-    read_examples,
-    split,
-)
+from lora_np.tasks import Batch, Batches, Example, Sequence, collate, encode, epoch, prompt_tokens, read_examples, split
 from lora_np.tokenizers import END, ByteTokenizer
 
 tokenizer = ByteTokenizer()

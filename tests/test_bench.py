@@ -29,7 +29,6 @@ from lora_np.bench.sizes import GENERATION, RandomTokens
 from lora_np.bench.workloads import WORKLOADS, Task
 from lora_np.costs import step_multiply_adds
 from lora_np.figures.bench import time_and_memory
-from lora_np.model import shape_of
 
 LITTLE = Size("little", 16, 2, 2, 4, 12, 32)  # a millisecond or two a step
 parity = pytest.mark.skipif(
@@ -236,12 +235,12 @@ def test_a_ratio_is_taken_round_by_round() -> None:
 
 
 def test_tokens_a_second_and_the_roofline() -> None:
-    needed = 2 * LITTLE.tokens * step_multiply_adds(shape_of(LITTLE.config), 8, "qv")
+    needed = 2 * LITTLE.tokens * step_multiply_adds(LITTLE.config, 8, "qv")
     m = measured(seconds=(1.0, 2.0, 4.0), gemm=(2 * needed, needed, needed))
     assert m.tokens_per_second == LITTLE.tokens / 2
     assert m.roofline == 0.5  # of 1/2, 1/2, 1/4
     whole = measured("full", seconds=(1.0,), gemm=(needed,))
-    assert whole.roofline == pytest.approx(step_multiply_adds(shape_of(LITTLE.config)) / (needed / 2 / LITTLE.tokens))
+    assert whole.roofline == pytest.approx(step_multiply_adds(LITTLE.config) / (needed / 2 / LITTLE.tokens))
     assert measured().roofline is None
 
 

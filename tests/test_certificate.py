@@ -14,9 +14,11 @@ from builders import adapted, config, hashes, model, moved, rescaled, tokens_of
 
 from lora_np import certificate, lora
 from lora_np.certificate import ArrayVerdict, Certificate, certify
-from lora_np.lora import LoraConfig, adapt, adapters, delta, merge, unadapted
+from lora_np.lora import LoraConfig, adapters, delta
+from lora_np.methods import adapt
 from lora_np.model import Linear, Transformer, initialize
 from lora_np.parameters import parameters, with_modules, with_parameters
+from lora_np.wrappers import merge, unwrapped
 
 PRECISIONS = [np.float64, np.float32]
 in_both_precisions = pytest.mark.parametrize("dtype", PRECISIONS)
@@ -81,7 +83,7 @@ def test_a_correct_merge_uses_its_bound_and_not_all_of_it() -> None:
 def test_every_array_has_a_verdict_and_the_adapted_ones_a_factor_of_one() -> None:
     node = lora_of()
     verdict = certified(node, merge(node))
-    assert [array.name for array in verdict.arrays] == list(parameters(unadapted(node)))
+    assert [array.name for array in verdict.arrays] == list(parameters(unwrapped(node)))
     assert {array.name for array in verdict.arrays if array.adapted} == {f"{path}.W" for path in adapters(node)}
     for array in verdict.arrays:
         assert (array.factor is not None) == array.adapted
@@ -103,7 +105,7 @@ def test_an_adapted_token_table_is_certified_under_both_policies(dtype: Any, pol
     assert_holds(verdict)
     assert verdict_of(verdict, "tokens.W").adapted
     assert ("head.W" in {array.name for array in verdict.arrays}) == (policy == "untie")
-    other = certified(node, unadapted(node))
+    other = certified(node, unwrapped(node))
     assert wrong_names(other) == ["tokens.W"]
 
 
@@ -154,7 +156,7 @@ def merged_with(name: str, change: Callable[[Any], Any]) -> Plant:
 
 
 FACTORS = {
-    "not merged": (unadapted, 0.0),
+    "not merged": (unwrapped, 0.0),
     "merged twice": (with_factor(2.0), 2.0),
     "scaled by the root of the rank": (with_factor(math.sqrt(2)), math.sqrt(2)),
     "scaled by the inverse root of the rank": (with_factor(math.sqrt(0.5)), math.sqrt(0.5)),
@@ -297,7 +299,7 @@ def test_the_gap_of_a_correct_merge_is_rounding(dtype: Any) -> None:
     gaps = certified(lora_of(dtype), merge(lora_of(dtype))).model
     assert gaps.is_rounding
     assert 0 < gaps.gap64 < 1e-5 * gaps.contrast
-    assert 0 < gaps.gap32 < 1e-5 * gaps.contrast
+    assert 0 < gaps.gap < 1e-5 * gaps.contrast
 
 
 @in_both_precisions
@@ -349,8 +351,8 @@ def test_the_models_own_numbers_stand_in_the_certificate() -> None:
     node = lora_of()
     tokens = tokens_of(node)
     gaps = certify(node, merge(node), tokens).model
-    assert gaps.contrast == abs(node(tokens) - unadapted(node)(tokens)).max()
-    assert gaps.gap32 == abs(node(tokens) - merge(node)(tokens)).max()
+    assert gaps.contrast == abs(node(tokens) - unwrapped(node)(tokens)).max()
+    assert gaps.gap == abs(node(tokens) - merge(node)(tokens)).max()
 
 
 def test_judging_changes_neither_model() -> None:

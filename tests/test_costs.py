@@ -19,23 +19,32 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_np import costs
-from lora_np.costs import ATTENTION, MLP, PRESETS, SHAPES, Shape
+from lora_np.config import SHAPES, TransformerConfig, shape_name
 from lora_np.differentiation import value_and_grad
-from lora_np.lora import LoraConfig, adapt
-from lora_np.model import TransformerConfig, initialize, shape_of
+from lora_np.lora import LoraConfig
+from lora_np.methods import adapt
+from lora_np.model import initialize
+from lora_np.names import ATTENTION, MLP, PRESETS
+from lora_np.optimization import TrainingConfig, start
 from lora_np.parameters import parameters, with_parameters
-from lora_np.training import TrainingConfig, fit, model_loss, start
+from lora_np.training import fit, model_loss
 
-ROBERTA_BASE = Shape("roberta-base", 12, 768, 12, 3072, 50265, 512)
+
+def sized(
+    layers: int, d_model: int, heads: int, d_ff: int, vocab: int, context: int, tied: bool = True
+) -> TransformerConfig:
+    return TransformerConfig(vocab, context, d_model, layers, heads, d_ff, tied=tied)
+
+
+ROBERTA_BASE = sized(12, 768, 12, 3072, 50265, 512)
 MODULES = (*ATTENTION, *MLP, "tokens")
 
 
 @st.composite
-def shapes(draw: st.DrawFn) -> Shape:
+def shapes(draw: st.DrawFn) -> TransformerConfig:
     size = st.integers(1, 9)
     heads = draw(size)
-    return Shape(
-        "small",
+    return sized(
         layers=draw(size),
         d_model=heads * draw(size),
         heads=heads,
@@ -47,11 +56,11 @@ def shapes(draw: st.DrawFn) -> Shape:
 
 
 @st.composite
-def adapters(draw: st.DrawFn) -> tuple[Shape, int, tuple[str, ...]]:
+def adapters(draw: st.DrawFn) -> tuple[TransformerConfig, int, tuple[str, ...]]:
     """A shape, and a rank and targets that it allows."""
     shape = draw(shapes())
     targets = draw(st.lists(st.sampled_from(MODULES), min_size=1, unique=True))
-    return shape, draw(st.integers(1, min(shape.d_model, shape.d_ff, shape.vocab))), tuple(targets)
+    return shape, draw(st.integers(1, min(shape.d_model, shape.d_hidden, shape.vocab))), tuple(targets)
 
 
 # ------------------------------------------------------------------------------------------- known values
@@ -85,9 +94,11 @@ def test_parameter_counts_are_those_of_the_published_models(model: str, count: i
         (SHAPES["gpt3"], 64, "qv", 301_989_888),
         (SHAPES["gpt3"], 64, "qkvo", 603_979_776),
     ],
-    ids=lambda value: value.name if isinstance(value, Shape) else str(value),
+    ids=lambda value: shape_name(value) if isinstance(value, TransformerConfig) else str(value),
 )
-def test_adapter_counts_are_those_of_the_papers_tables(shape: Shape, rank: int, targets: str, count: int) -> None:
+def test_adapter_counts_are_those_of_the_papers_tables(
+    shape: TransformerConfig, rank: int, targets: str, count: int
+) -> None:
     assert costs.lora_count(shape, rank, targets) == count
 
 
@@ -113,8 +124,8 @@ def test_an_adapter_file_is_its_count_times_the_item_size() -> None:
 
 
 @given(shapes())
-def test_the_parameter_count_is_a_sum_over_named_arrays(shape: Shape) -> None:
-    d, f = shape.d_model, shape.d_ff
+def test_the_parameter_count_is_a_sum_over_named_arrays(shape: TransformerConfig) -> None:
+    d, f = shape.d_model, shape.d_hidden
     block = {
         **{f"{name}.{leaf}": size for name in ATTENTION for leaf, size in (("W", d * d), ("b", d))},
         "mlp.up.W": f * d,
@@ -131,7 +142,7 @@ def test_the_parameter_count_is_a_sum_over_named_arrays(shape: Shape) -> None:
 
 
 @given(shapes(), st.integers(1, 64))
-def test_with_four_d_and_a_tied_head_the_count_is_the_familiar_one(shape: Shape, d: int) -> None:
+def test_with_four_d_and_a_tied_head_the_count_is_the_familiar_one(shape: TransformerConfig, d: int) -> None:
     known = dataclasses.replace(shape, d_model=d, heads=1, d_ff=4 * d, tied=True)
     layers, vocab, context = known.layers, known.vocab, known.context
     familiar = layers * (12 * d**2 + 13 * d) + (vocab + context) * d + 2 * d
@@ -140,7 +151,7 @@ def test_with_four_d_and_a_tied_head_the_count_is_the_familiar_one(shape: Shape,
 
 @given(adapters())
 def test_the_adapter_count_is_linear_in_rank_and_additive_over_targets(
-    adapter: tuple[Shape, int, tuple[str, ...]],
+    adapter: tuple[TransformerConfig, int, tuple[str, ...]],
 ) -> None:
     shape, rank, targets = adapter
     count = costs.lora_count(shape, rank, targets)
@@ -151,7 +162,7 @@ def test_the_adapter_count_is_linear_in_rank_and_additive_over_targets(
 
 @given(adapters(), st.integers(2, 7))
 def test_copies_in_more_layers_cost_proportionally_more(
-    adapter: tuple[Shape, int, tuple[str, ...]], factor: int
+    adapter: tuple[TransformerConfig, int, tuple[str, ...]], factor: int
 ) -> None:
     shape, rank, targets = adapter
     in_blocks = [name for name in targets if name != "tokens"] or ["mlp.up"]
@@ -180,23 +191,23 @@ def test_training_state_is_one_number_per_frozen_and_four_per_trained_parameter(
 
 
 @given(shapes())
-def test_attention_costs_the_mean_of_a_count_over_every_token(shape: Shape) -> None:
+def test_attention_costs_the_mean_of_a_count_over_every_token(shape: TransformerConfig) -> None:
     keys_met = sum(2 * shape.d_model * token for token in range(1, shape.context + 1))
     attention = costs.forward_multiply_adds(shape) - costs.matrix_multiply_adds(shape)
     assert attention * shape.context == shape.layers * keys_met
 
 
 @given(shapes())
-def test_every_weight_but_the_looked_up_ones_is_multiplied_once(shape: Shape) -> None:
+def test_every_weight_but_the_looked_up_ones_is_multiplied_once(shape: TransformerConfig) -> None:
     untied = dataclasses.replace(shape, tied=False)
-    vectors = shape.layers * (shape.d_ff + 9 * shape.d_model) + 2 * shape.d_model
+    vectors = shape.layers * (shape.d_hidden + 9 * shape.d_model) + 2 * shape.d_model
     looked_up = (shape.vocab + shape.context) * shape.d_model
     assert costs.matrix_multiply_adds(shape) == costs.parameter_count(untied) - vectors - looked_up
 
 
 @given(adapters())
 def test_lora_skips_exactly_the_frozen_weight_gradients(
-    adapter: tuple[Shape, int, tuple[str, ...]],
+    adapter: tuple[TransformerConfig, int, tuple[str, ...]],
 ) -> None:
     shape, rank, targets = adapter
     added = costs.adapter_multiply_adds(shape, rank, targets)
@@ -221,14 +232,16 @@ def test_an_adapted_embedding_is_looked_up_and_a_tied_head_carries_it_too() -> N
 
 @given(adapters())
 def test_merged_costs_what_the_base_costs_and_unmerged_costs_more(
-    adapter: tuple[Shape, int, tuple[str, ...]],
+    adapter: tuple[TransformerConfig, int, tuple[str, ...]],
 ) -> None:
     report = costs.summary(*adapter)
     assert report.forward_merged == report.forward_base < report.forward_adapted
 
 
 @given(adapters(), st.sampled_from([2, 4, 8]))
-def test_the_summary_agrees_with_itself(adapter: tuple[Shape, int, tuple[str, ...]], item_size: int) -> None:
+def test_the_summary_agrees_with_itself(
+    adapter: tuple[TransformerConfig, int, tuple[str, ...]], item_size: int
+) -> None:
     shape, rank, targets = adapter
     report = costs.summary(shape, rank, targets, item_size=item_size)
     assert report.share * report.parameters == pytest.approx(report.trained)
@@ -335,7 +348,7 @@ def test_a_shape_that_cannot_be_raises() -> None:
 def test_the_numbers_a_block_keeps_are_the_predicted_ones(targets: str | None) -> None:
     """Held between forward and backward: what one block more adds, in float64, against (C10)."""
     _, *found = (kept_between_forward_and_backward(layers, targets) for layers in (2, 2, 4))  # the first fills caches
-    shape = Shape("x", 1, 64, 4, 256, 32, 64)
+    shape = sized(1, 64, 4, 256, 32, 64)
     predicted = 2 * 128 * 8 * costs.saved_numbers(shape, None if targets is None else 3, targets or "qv")
     # beside arrays: Python's objects, some kilobytes a block
     assert predicted <= found[1] - found[0] <= 1.05 * predicted
@@ -398,7 +411,7 @@ def test_the_bytes_of_a_step_are_predicted_within_fifteen_percent(name: str) -> 
     measured = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     rank, targets = (None, "qv") if lora is None else (8, lora.get("targets", "qv"))
-    shape = shape_of(config)
+    shape = config
     settings = {"pieces": pieces, "at_once": pieces, "recomputed": recomputed}
     predicted = costs.step_bytes(shape, 8, 128, rank, targets, **settings)
     if pieces == 1:
@@ -410,13 +423,13 @@ def test_the_bytes_of_a_step_are_predicted_within_fifteen_percent(name: str) -> 
 
 def test_recomputing_keeps_less_the_more_blocks_there_are() -> None:
     for layers in (2, 12, 48):
-        shape = Shape("x", layers, 768, 12, 3072, 50257, 1024)
+        shape = sized(layers, 768, 12, 3072, 50257, 1024)
         kept, recomputed = (costs.step_bytes(shape, 4, 1024, 8, recomputed=r) for r in (False, True))
         assert recomputed < kept
     assert kept - recomputed > 0.8 * (kept - costs.parameter_count(shape) * 4)  # of the activations of 48 blocks
 
 
 def test_with_all_parameters_trained_the_update_is_the_largest_moment_of_a_small_batch() -> None:
-    shape = Shape("x", 12, 768, 12, 3072, 50257, 1024)
+    shape = sized(12, 768, 12, 3072, 50257, 1024)
     assert costs.step_bytes(shape, 1, 16) == 4 * 8 * costs.parameter_count(shape)
     assert costs.step_bytes(shape, 1, 16, 8) < 4 * 1.1 * costs.parameter_count(shape)

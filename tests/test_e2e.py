@@ -36,7 +36,7 @@ def test_the_merged_model_is_equal_within_its_bound(made: tuple[Path, str]) -> N
     folder, _ = made
     found = json.loads(done("verify", "ad", "m", "--json", cwd=folder))
     assert found["holds"]
-    assert found["model"]["contrast"] > 1000 * found["model"]["gap32"]
+    assert found["model"]["contrast"] > 1000 * found["model"]["gap"]
 
 
 @pytest.mark.slow

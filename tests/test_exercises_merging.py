@@ -20,9 +20,10 @@ from lora_np.exercises.merging import (
     mystery,
     switched_in_place,
 )
-from lora_np.lora import adapters, delta, merge
+from lora_np.lora import adapters, delta
 from lora_np.model import Transformer
 from lora_np.parameters import parameters
+from lora_np.wrappers import merge
 
 QUERY = "blocks.0.attention.query"
 

@@ -23,11 +23,12 @@ from lora_np.exercises.rank import (
     fastest_steps,
     outcome,
 )
-from lora_np.lora import LoraConfig, adapt
+from lora_np.lora import LoraConfig
+from lora_np.methods import adapt
+from lora_np.optimization import TrainingConfig
 from lora_np.parameters import count, parameters
 from lora_np.tasks import collate, encode, generate
 from lora_np.tokenizers import ByteTokenizer
-from lora_np.training import TrainingConfig
 
 MEDIUM, GPT3 = SHAPES["gpt2-medium"], SHAPES["gpt3"]
 FIRST, SECOND = [3.07, 3.03, 3.05], [2.93, 2.84, 2.89]

@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lora_np.costs import SHAPES, Shape, adapter_bytes, lora_count, parameter_count
+from lora_np.config import TransformerConfig
+from lora_np.costs import SHAPES, adapter_bytes, lora_count, parameter_count
 from lora_np.exercises.transformer import check_adapter_bytes, check_attention, check_parameter_count
 from lora_np.textbook import attention, softmax
 
 Q, K = np.random.default_rng(0).standard_normal((2, 5, 8))
 SEES = np.tril(np.ones((5, 5), bool))
-SMALL = Shape("small", layers=3, d_model=64, heads=4, d_ff=256, vocab=100, context=32, tied=False)
-WIDE = Shape("wide", layers=16, d_model=4096, heads=1, d_ff=1, vocab=1, context=1)
+SMALL = TransformerConfig(layers=3, d_model=64, heads=4, d_ff=256, vocab=100, context=32, tied=False)
+WIDE = TransformerConfig(layers=16, d_model=4096, heads=1, d_ff=1, vocab=1, context=1)
 
 
 def hidden(scores: Any, sees: Any = SEES) -> Any:
@@ -59,7 +60,7 @@ def test_wrong_attention_is_told_why(wrong: Any, hint: str) -> None:
 
 
 @pytest.mark.parametrize("shape", [SMALL, replace(SMALL, tied=True), SHAPES["gpt2-medium"]])
-def test_the_count_of_a_shape_is_right(shape: Shape, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_count_of_a_shape_is_right(shape: TransformerConfig, capsys: pytest.CaptureFixture[str]) -> None:
     check_parameter_count(parameter_count(shape), shape)
     assert one_line(capsys) == f"Right: {parameter_count(shape):,}."
 

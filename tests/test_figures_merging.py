@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lora_np.figures import merging as figures
-from lora_np.paper.proofs import MapProof
+from lora_np.proofs import MapProof
 
 PROOFS = {
     "float32": [

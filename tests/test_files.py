@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders import adapted, hashes, model, moved, random_shapes, shape_of, tokens_of
+from builders import adapted, hashes, model, moved, random_shapes, tokens_of
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
 from lora_np import files
-from lora_np.costs import PRESETS, adapter_bytes, lora_count
+from lora_np.costs import adapter_bytes, lora_count
 from lora_np.files import (
     digest,
     digest_of,
@@ -41,8 +41,9 @@ from lora_np.files import (
 )
 from lora_np.lora import LoraConfig, adapters
 from lora_np.model import Transformer
-from lora_np.parameters import parameters, size, with_parameters
-from lora_np.training import TrainingState
+from lora_np.names import PRESETS
+from lora_np.optimization import TrainingState
+from lora_np.parameters import count, parameters, with_parameters
 
 RUN = {"rank": 2, "targets": ("query", "value"), "file": "3f2a"}
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -68,7 +69,7 @@ def saved_adapter(folder: Path, start: Transformer, **settings: Any) -> Transfor
     trained = moved(adapted(start, **settings))
     folder.mkdir()
     config = lora(**settings)
-    save_adapter(folder, trained, config, digest(start), parameters(trained, *config.trained))
+    save_adapter(folder, trained, config, digest(start), config.trained(trained))
     return trained
 
 
@@ -200,8 +201,8 @@ def test_an_adapter_file_is_the_predicted_parameters_and_a_header(tmp_path: Path
     trained = saved_adapter(tmp_path / "ad", start, targets=targets, rank=rank, tied_head="tie")
     path = tmp_path / "ad" / "adapter.safetensors"
     (length,) = struct.unpack("<Q", path.read_bytes()[:8])
-    predicted = lora_count(shape_of(start.config), rank, targets)
-    assert predicted == size(parameters(trained, "*.A", "*.B"))
+    predicted = lora_count(start.config, rank, targets)
+    assert predicted == count(parameters(trained, "*.A", "*.B"))
     assert path.stat().st_size == 8 + length + adapter_bytes(predicted, "float32")
 
 

@@ -11,9 +11,9 @@ import pytest
 from builders import adapted, hashes, model, moved, rescaled
 
 from lora_np.generation import generate, sample
-from lora_np.lora import merge, unadapted
 from lora_np.model import Transformer
 from lora_np.parameters import parameters, with_parameters
+from lora_np.wrappers import merge, unwrapped
 
 CONTEXT = 20
 PRECISIONS = [np.float64, np.float32]
@@ -87,7 +87,7 @@ def test_generation_with_the_cache_is_generation_without(dtype: Any) -> None:
 @in_both_precisions
 def test_merged_generation_is_adapted_generation_token_for_token(dtype: Any) -> None:
     lora = moved(adapted(base_of(dtype), targets="all-linear"))
-    merged, base = merge(lora), unadapted(lora)
+    merged, base = merge(lora), unwrapped(lora)
     texts = [(greedy(lora, prompt), greedy(merged, prompt), greedy(base, prompt)) for prompt in PROMPTS]
     assert sum(ones != bases for ones, _, bases in texts) >= len(PROMPTS) - 1  # contrast: the adapter writes otherwise
     same = [
@@ -100,7 +100,7 @@ def test_merged_generation_is_adapted_generation_token_for_token(dtype: Any) -> 
 @pytest.mark.parametrize("fault", ["the base", "a wrong scale", "another order"])
 def test_the_comparison_of_texts_catches(fault: str) -> None:
     lora = moved(adapted(base_of(), targets="all-linear"))
-    other = {"the base": unadapted(lora), "a wrong scale": merge(rescaled(lora, 1.001)), "another order": lora}[fault]
+    other = {"the base": unwrapped(lora), "a wrong scale": merge(rescaled(lora, 1.001)), "another order": lora}[fault]
     ones = greedy(lora, PROMPTS[2])
     others = ones[::-1] if fault == "another order" else greedy(other, PROMPTS[2])
     with pytest.raises(AssertionError, match=r"apart at token|without a tie"):

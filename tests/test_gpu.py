@@ -32,12 +32,15 @@ from lora_np.differentiation import operation, value_and_grad
 from lora_np.files import read_arrays, save_model
 from lora_np.generation import generate
 from lora_np.gradients import gradcheck, operation_cases
-from lora_np.lora import LoraConfig, adapt, delta, merge, rounding_bound
+from lora_np.lora import LoraConfig, delta, rounding_bound
+from lora_np.methods import adapt
 from lora_np.model import Transformer, batch_for, language_model_loss
+from lora_np.optimization import TrainingConfig, start
 from lora_np.paper.results import StudyConfig
 from lora_np.paper.study import study
 from lora_np.parameters import parameters, with_parameters
-from lora_np.training import NonFiniteError, Record, TrainingConfig, evaluate, fit, model_loss, start
+from lora_np.training import NonFiniteError, Record, evaluate, fit, model_loss
+from lora_np.wrappers import merge
 
 ADAMW_CHAIN = lora_np.training._adamw.__wrapped__  # type: ignore[attr-defined]
 EVERYTHING = {"targets": ("attention+mlp", "tokens"), "tied_head": "tie", "bias": "all"}

@@ -28,7 +28,6 @@ from builders import (
     random_batch,
     random_shapes,
     rescaled,
-    shape_of,
     tokens_of,
 )
 from hypothesis import given
@@ -36,22 +35,13 @@ from hypothesis import strategies as st
 
 from lora_np import costs, textbook
 from lora_np.differentiation import value_and_grad
-from lora_np.lora import (
-    LoraConfig,
-    LoraEmbedding,
-    LoraLinear,
-    adapt,
-    adapters,
-    delta,
-    dropout_mask,
-    merge,
-    rounding_bound,
-    unadapted,
-    with_dropout,
-)
-from lora_np.model import Embedding, Linear, Transformer, initialize, language_model_loss
-from lora_np.parameters import count, parameters, size, with_parameters
-from lora_np.training import TrainingConfig, fit, model_loss, start
+from lora_np.lora import LoraConfig, LoraEmbedding, LoraLinear, adapters, delta, rounding_bound
+from lora_np.methods import adapt
+from lora_np.model import Embedding, Linear, Transformer, dropout_mask, initialize, language_model_loss, with_dropout
+from lora_np.optimization import TrainingConfig, start
+from lora_np.parameters import count, parameters, with_parameters
+from lora_np.training import fit, model_loss
+from lora_np.wrappers import merge, unwrapped
 
 EVERYTHING = {"targets": ("attention+mlp", "tokens", "head")}
 PRECISIONS = [np.float64, np.float32]
@@ -108,12 +98,12 @@ def test_adapting_leaves_the_base_byte_identical_and_shares_its_arrays() -> None
     before = hashes(parameters(base))
     fresh = adapted(base, **EVERYTHING)
     assert hashes(parameters(base)) == before
-    assert all(array is parameters(base)[name] for name, array in parameters(unadapted(fresh)).items())
+    assert all(array is parameters(base)[name] for name, array in parameters(unwrapped(fresh)).items())
 
 
-def test_unadapted_is_the_base() -> None:
+def test_unwrapped_is_the_base() -> None:
     base = model()
-    below = unadapted(moved(adapted(base)))
+    below = unwrapped(moved(adapted(base)))
     assert not adapters(below)
     assert list(parameters(below)) == list(parameters(base))
     assert np.array_equal(below(tokens_of(base)), base(tokens_of(base)))
@@ -323,7 +313,7 @@ def test_merging_a_whole_model_changes_no_logit_but_by_rounding(targets: Any) ->
     def gap(dtype: Any) -> Any:
         lora = moved(adapted(model(dtype=dtype, tied=False), targets=targets))
         tokens = tokens_of(lora)
-        assert np.abs(lora(tokens) - unadapted(lora)(tokens)).max() > 0.1
+        assert np.abs(lora(tokens) - unwrapped(lora)(tokens)).max() > 0.1
         assert not adapters(merge(lora))
         return merge(lora)(tokens) - lora(tokens)
 
@@ -347,7 +337,7 @@ def test_merging_leaves_the_adapted_model_byte_identical() -> None:
     assert hashes(parameters(lora)) == before
     adapted_maps = {f"{path}.W" for path in adapters(lora)}
     for name, array in parameters(merged).items():
-        assert (array is parameters(unadapted(lora))[name]) == (name not in adapted_maps)
+        assert (array is parameters(unwrapped(lora))[name]) == (name not in adapted_maps)
 
 
 def test_a_merged_model_has_the_names_of_the_base() -> None:
@@ -388,7 +378,7 @@ def test_training_moves_what_is_selected_and_leaves_every_other_array_byte_ident
     for name, digest in hashes(parameters(after)).items():
         if not name.endswith("key.b"):  # softmax does not see it: whether rounding moves it is chance
             assert (digest != before[1][name]) == (name in last.state.trained), name
-    below, merged = hashes(parameters(unadapted(after))), hashes(parameters(merge(after)))
+    below, merged = hashes(parameters(unwrapped(after))), hashes(parameters(merge(after)))
     changed = {name for name in below if below[name] != merged[name]}
     assert changed == {f"{path}.W" for path in adapters(after)}
 
@@ -456,15 +446,15 @@ def test_the_number_of_trained_numbers_is_the_closed_form(preset: str, tied: boo
     base = initialize(sizes, rng())
     with oversize_allowed():
         lora = adapt(base, LoraConfig(rank=rank, targets=preset), rng())
-    predicted = costs.lora_count(shape_of(sizes), rank, preset)
-    assert size(parameters(lora, *LoraConfig().trained)) == predicted
-    assert count(lora) == costs.parameter_count(shape_of(sizes)) + predicted
-    assert count(merge(lora)) == costs.parameter_count(shape_of(sizes))
+    predicted = costs.lora_count(sizes, rank, preset)
+    assert count(LoraConfig().trained(lora)) == predicted
+    assert count(lora) == costs.parameter_count(sizes) + predicted
+    assert count(merge(lora)) == costs.parameter_count(sizes)
 
 
 def test_the_adapted_token_table_counts_as_the_closed_form_says() -> None:
     lora = adapted(model(), targets=("tokens", "qv"), tied_head="tie")
-    assert count(lora, "*.A", "*.B") == costs.lora_count(shape_of(lora.config), 2, ("tokens", *PRESETS["qv"]))
+    assert count(lora, "*.A", "*.B") == costs.lora_count(lora.config, 2, ("tokens", *PRESETS["qv"]))
 
 
 def test_ranks_and_alphas_can_be_given_by_pattern_and_the_last_match_wins() -> None:
@@ -570,7 +560,7 @@ def test_a_bias_selection_trains_no_bias_those_of_adapted_maps_or_all() -> None:
     assert names(lora, "lora_only") == factors | {f"{path}.base.b" for path in adapters(lora)}
     every = {path for path in parameters(lora) if path.endswith((".b", ".beta"))}
     assert names(lora, "all") == factors | every
-    assert size({n: a for n, a in parameters(lora).items() if n in every}) == costs.bias_count(shape_of(lora.config))
+    assert count({n: a for n, a in parameters(lora).items() if n in every}) == costs.bias_count(lora.config)
 
 
 # --------------------------------------------------------------------------------------------- the tied head

@@ -21,7 +21,6 @@ from builders import (
     model,
     moved,
     random_batch,
-    shape_of,
     tokens_of,
 )
 from hypothesis import given
@@ -83,9 +82,9 @@ def test_the_number_of_numbers_is_the_closed_form(data: st.DataObject) -> None:
         tied=data.draw(st.booleans()),
     )
     fresh = initialize(sizes, np.random.default_rng(0))
-    assert count(fresh) == costs.parameter_count(shape_of(sizes))
+    assert count(fresh) == costs.parameter_count(sizes)
     biases = count(fresh, "*.b", "*.beta")
-    assert biases == costs.bias_count(shape_of(sizes))
+    assert biases == costs.bias_count(sizes)
 
 
 # ---------------------------------------------------------------------------------------- it is the textbook's

@@ -19,14 +19,14 @@ from builders import few_shapes, hashes
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lora_np.config import TransformerConfig
 from lora_np.costs import SHAPES, parameter_count
 from lora_np.files import BASE, digest, load_model
-from lora_np.model import TransformerConfig
+from lora_np.optimization import TrainingConfig
 from lora_np.parameters import count, parameters
 from lora_np.pretrained import make
 from lora_np.pretrained.baselines import gzip_bits_per_byte, ngram_bits_per_byte
 from lora_np.pretrained.corpus import documents, parts, stream
-from lora_np.training import TrainingConfig
 
 README = BASE / "README.md"
 

@@ -12,9 +12,12 @@ import pytest
 from builders import moved, rescaled
 
 from lora_np import files, gradients
-from lora_np.lora import adapt, adapters, delta, merge
-from lora_np.model import TransformerConfig, initialize
+from lora_np.config import TransformerConfig
+from lora_np.lora import adapters, delta
+from lora_np.methods import adapt
+from lora_np.model import initialize
 from lora_np.paper import proofs, report, results, study
+from lora_np.wrappers import merge
 
 CONFIG = results.StudyConfig(ranks=(1, 2), steps=6, batch_size=4, examples=40, held_out=0.2, evaluations=3)
 VOID = {"meta", "br", "hr", "img", "link", "input"}
@@ -185,7 +188,7 @@ def test_the_report_shows_the_numbers_of_the_run(made: tuple[Path, results.Study
             f"{run.counted:,}",
             f"{run.file_bytes:,}",
             f"{run.loss:.4f}",
-            f"{run.certificate.model.gap32:.1e}",
+            f"{run.certificate.model.gap:.1e}",
         ):
             assert number in text
     for shown in (f"{result.base_loss:.4f}", f"{result.floor:.4f}", result.example.prompt, np.__version__, "seed 0"):
@@ -234,7 +237,7 @@ def wrong_scale(model: Any) -> Any:
 def in_place(model: Any) -> Any:
     for module in adapters(model).values():
         module.base.W[...] += delta(module)
-    return study.unadapted(model)
+    return study.unwrapped(model)
 
 
 def different(seed: int, watch: Any, device: str) -> gradients.Report:

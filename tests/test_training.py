@@ -13,28 +13,25 @@ import pytest
 from builders import adapted, assert_agree, hashes, model, moved, random_batch
 
 import lora_np.training
+from lora_np.config import TransformerConfig
 from lora_np.costs import matrix_multiply_adds
 from lora_np.differentiation import value_and_grad
-from lora_np.lora import unadapted
-from lora_np.model import Transformer, TransformerConfig, initialize, language_model_loss, shape_of
-from lora_np.parameters import parameters, with_parameters
-from lora_np.tasks import Batch
-from lora_np.training import (
-    NonFiniteError,
-    Record,
+from lora_np.model import Transformer, initialize, language_model_loss
+from lora_np.optimization import (
     TrainingConfig,
     TrainingState,
     adamw,
     clipped,
-    evaluate,
-    fit,
     global_norm,
     learning_rate,
-    model_loss,
     sgd,
     start,
     update,
 )
+from lora_np.parameters import parameters, with_parameters
+from lora_np.tasks import Batch
+from lora_np.training import NonFiniteError, Record, evaluate, fit, model_loss
+from lora_np.wrappers import unwrapped
 
 EPS = float(np.finfo(np.float64).eps)
 EVERYTHING = {"targets": ("attention+mlp", "tokens", "head")}
@@ -346,7 +343,7 @@ def test_training_leaves_every_frozen_array_byte_identical(optimizer: str) -> No
     *_, last = run(node, optimizer=optimizer, weight_decay=0.1)
     assert hashes(parameters(node)) == before  # the model that was handed in, A and B included
     after = with_parameters(node, last.state.trained)
-    assert hashes(parameters(unadapted(after))) == hashes(parameters(unadapted(node)))
+    assert hashes(parameters(unwrapped(after))) == hashes(parameters(unwrapped(node)))
     assert all(hashes(last.state.trained)[name] != before[name] for name in last.state.trained)
 
 
@@ -623,7 +620,7 @@ def test_a_batch_is_cut_in_two_where_the_work_is_worth_a_thread(monkeypatch: pyt
     """And the run is that with the number of pieces given, bit for bit."""
     node = lora_of(np.float32)
     batch = random_batch(node, batch=4)
-    work = matrix_multiply_adds(shape_of(node.config)) * batch.tokens.size
+    work = matrix_multiply_adds(node.config) * batch.tokens.size
     for limit, pieces in ((work, 2), (work + 1, 1)):
         monkeypatch.setattr(lora_np.training, "WORTH_A_THREAD", limit)
         assert model_loss(node).pieces(batch) == pieces

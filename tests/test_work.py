@@ -22,7 +22,7 @@ from lora_np import differentiation, operations
 from lora_np.costs import lora_count, step_multiply_adds
 from lora_np.differentiation import operation, value_and_grad
 from lora_np.lora import LoraConfig
-from lora_np.model import Transformer, initialize, language_model_loss, shape_of
+from lora_np.model import Transformer, initialize, language_model_loss
 from lora_np.parameters import parameters, with_parameters
 from lora_np.threads import thread_map
 from lora_np.training import model_loss
@@ -129,7 +129,7 @@ def lora_work(patch: pytest.MonkeyPatch, **changes: Any) -> Work:
 
 
 def needed(node: Transformer, rank: int | None) -> int:
-    return BATCH * node.config.context * step_multiply_adds(shape_of(node.config), rank, "qv")
+    return BATCH * node.config.context * step_multiply_adds(node.config, rank, "qv")
 
 
 def test_counting_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,7 +246,7 @@ def test_what_is_recomputed_is_one_more_forward_pass_of_the_blocks(monkeypatch: 
 def test_the_closed_form_counts_what_is_trained() -> None:
     lora = LoraConfig(RANK, targets="qv")
     node = adapted(model(), rank=lora.rank)
-    assert lora_count(shape_of(node.config), RANK, "qv") == sum(a.size for a in parameters(node, "*.A", "*.B").values())
+    assert lora_count(node.config, RANK, "qv") == sum(a.size for a in parameters(node, "*.A", "*.B").values())
 
 
 # -------------------------------------------------------------------------------------------------------- float32

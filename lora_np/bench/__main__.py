@@ -4,8 +4,7 @@ import json
 import sys
 
 from .process import serve
-from .sizes import Size
-from .workloads import Task
+from .sizes import Size, Task
 
 if __name__ == "__main__":
     settings = json.loads(sys.argv[1])

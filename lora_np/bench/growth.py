@@ -13,10 +13,8 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 
 from ..costs import step_multiply_adds
-from ..model import shape_of
 from .measure import Ratio, array_bytes, measure, predicted_bytes
-from .sizes import TARGETS, Size
-from .workloads import Task
+from .sizes import TARGETS, Size, Task
 
 # Large enough that arithmetic, not the interpreter, takes the time; small enough for minutes.
 START = Size("growth", 256, 4, 8, 4, 256, 2048)
@@ -66,7 +64,7 @@ def growth(name: str, start: Task, rounds: int, values: Sequence[int] = ()) -> G
     for value, task in zip(values, tasks, strict=True):
         yield f"bytes at {value} {name}"
         held.append(array_bytes(task))
-    needed = [task.size.tokens * step_multiply_adds(shape_of(task.size.config), task.rank, TARGETS) for task in tasks]
+    needed = [task.size.tokens * step_multiply_adds(task.size.config, task.rank, TARGETS) for task in tasks]
     by_round = [exponent(values, seconds) for seconds in zip(*(m.seconds for m in measured), strict=True)]
     return Growth(
         name,

@@ -16,12 +16,10 @@ from typing import Any
 
 from ..costs import step_bytes, step_multiply_adds
 from ..memory import available_bytes
-from ..model import shape_of
 from ..threads import worker_count
 from ..training import pieces_of
 from .process import Process
-from .sizes import TARGETS, Size
-from .workloads import Task
+from .sizes import TARGETS, Size, Task
 
 ROUND_SECONDS = 0.2  # of steps in one round, so that a short step is not judged by one of them
 MOST_STEPS = 30
@@ -64,7 +62,7 @@ class Measured:
         if not self.gemm:
             return None
         rank = None if self.workload == "full" else self.rank
-        needed = 2.0 * self.size.tokens * step_multiply_adds(shape_of(self.size.config), rank, TARGETS)
+        needed = 2.0 * self.size.tokens * step_multiply_adds(self.size.config, rank, TARGETS)
         return statistics.median(
             needed / (rate * seconds) for rate, seconds in zip(self.gemm, self.seconds, strict=True)
         )
@@ -94,7 +92,7 @@ def predicted_bytes(task: Task) -> int:
     pieces = min(pieces_of(size.config, size.tokens), size.batch)
     at_once = min(pieces, worker_count(task.workers))
     recomputed = task.workload.endswith("recomputed")
-    shape = shape_of(size.config)
+    shape = size.config
     ours = step_bytes(shape, size.batch, size.seq, rank, TARGETS, pieces=pieces, at_once=at_once, recomputed=recomputed)
     return int(ours * {"peer": PEER_FACTOR, "textbook": TEXTBOOK_FACTOR}.get(task.workload, 1.0))
 

@@ -18,8 +18,7 @@ from torch.nn import functional as F
 from ..files import load_model
 from ..parameters import Arrays, parameters
 from ..threads import worker_count
-from .sizes import ALPHA, RandomTokens
-from .workloads import PROMPT, TRAINING, Step, Task, adapted_model
+from .sizes import ALPHA, PROMPT, TRAINING, RandomTokens, Step, Task, adapted_model
 
 
 class Attention(nn.Module):

@@ -21,7 +21,8 @@ import numpy as np
 from ..devices import library
 from ..memory import peak_bytes
 from ..threads import thread_map, worker_count
-from .workloads import WORKLOADS, Task
+from .sizes import Task
+from .workloads import WORKLOADS
 
 
 class ChildError(ArithmeticError):

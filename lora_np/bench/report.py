@@ -14,8 +14,7 @@ from ..devices import library
 from ..threads import worker_count
 from .growth import CHANGES, START, Growth, growth
 from .measure import Measured, Ratio, check_room, measure, predicted_bytes, ratio
-from .sizes import GENERATION, Size
-from .workloads import Task
+from .sizes import GENERATION, Size, Task
 
 TEXTBOOK_SIZES = ("tiny", "small", "mid")  # beyond, a step of it takes half a minute and more
 PEERS = ("torch", "peft", "transformers")

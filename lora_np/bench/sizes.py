@@ -1,15 +1,23 @@
-r"""What is timed: five sizes of model and batch, from one that fits the cache to GPT-2 with its own vocabulary."""
+r"""What is timed: five sizes, from one that fits the cache to GPT-2 with its own vocabulary, and how all start."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from ..model import TransformerConfig
+from ..config import TransformerConfig
+from ..lora import LoraConfig
+from ..methods import adapt
+from ..model import Transformer, initialize
+from ..optimization import TrainingConfig
+from ..parameters import parameters, with_parameters
 from ..tasks import Batch
 
 RANK, ALPHA, TARGETS = 8, 16.0, "qv"
+LORA = LoraConfig(RANK, ALPHA, TARGETS)
 
 
 @dataclass(frozen=True)
@@ -75,3 +83,41 @@ class RandomTokens:
         shape = (size.batch, size.seq)
         tokens, targets = rng.integers(0, size.vocab, shape), rng.integers(0, size.vocab, shape)
         return Batch(tokens, targets, np.full(shape, 1.0 / size.tokens, np.float32))
+
+
+Step = Callable[[], Any]
+
+PROMPT = np.frombuffer(b"The os module ", np.uint8).astype(np.int64)
+
+# No clipping, here and in what we compare with: it would time one more pass over the gradient on either side.
+TRAINING = TrainingConfig(steps=1 << 30, learning_rate=1e-4, warmup=0, decay="constant", clip=None)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one process does: a workload by name, at a size.
+
+    workers   threads; None: as many as the library would use      device   "cpu" or "gpu"
+    traced    count the bytes of arrays as they are allocated, which costs time
+    """
+
+    workload: str
+    size: Size
+    workers: int | None = None
+    device: str = "cpu"
+    rank: int = RANK
+    seed: int = 0
+    traced: bool = False
+
+
+def adapted_model(task: Task) -> Transformer:
+    """The model of this size with LoRA."""
+    rng = np.random.default_rng(task.seed)
+    return with_adapter(initialize(task.size.config, rng), task.rank, rng)
+
+
+def with_adapter(base: Transformer, rank: int, rng: np.random.Generator) -> Transformer:
+    """With B moved off zero, so that no product is with zeros."""
+    model = adapt(base, replace(LORA, rank=rank), rng)
+    moved = {n: 0.02 * rng.standard_normal(B.shape).astype(B.dtype) for n, B in parameters(model, "*.B").items()}
+    return with_parameters(model, moved)

@@ -7,7 +7,7 @@ programs that claim to do the same thing can be compared in that as well.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import autograd
@@ -17,82 +17,51 @@ from .. import textbook
 from ..devices import to_device
 from ..files import load_model
 from ..generation import generate
-from ..lora import LoraConfig, adapt, adapters, merge
+from ..lora import adapters
+from ..method import Method
+from ..methods.tuning import Full
 from ..model import Transformer, initialize
-from ..parameters import Arrays, parameters, with_parameters
-from ..training import Record, TrainingConfig, adamw, fit, model_loss, start
-from .sizes import ALPHA, RANK, TARGETS, RandomTokens, Size
-
-Step = Callable[[], Any]
-
-PROMPT = np.frombuffer(b"The os module ", np.uint8).astype(np.int64)
-
-# No clipping, here and in what we compare with: it would time one more pass over the gradient on either side.
-TRAINING = TrainingConfig(steps=1 << 30, learning_rate=1e-4, warmup=0, decay="constant", clip=None)
-
-
-@dataclass(frozen=True)
-class Task:
-    """What one process does: a workload by name, at a size.
-
-    workers   threads; None: as many as the library would use      device   "cpu" or "gpu"
-    traced    count the bytes of arrays as they are allocated, which costs time
-    """
-
-    workload: str
-    size: Size
-    workers: int | None = None
-    device: str = "cpu"
-    rank: int = RANK
-    seed: int = 0
-    traced: bool = False
-
-
-def adapted_model(task: Task) -> Transformer:
-    """The model of this size with LoRA."""
-    rng = np.random.default_rng(task.seed)
-    return _adapted(initialize(task.size.config, rng), task.rank, rng)
-
-
-def _adapted(base: Transformer, rank: int, rng: np.random.Generator) -> Transformer:
-    """With B moved off zero, so that no product is with zeros."""
-    model = adapt(base, LoraConfig(rank, ALPHA, TARGETS), rng)
-    moved = {n: 0.02 * rng.standard_normal(B.shape).astype(B.dtype) for n, B in parameters(model, "*.B").items()}
-    return with_parameters(model, moved)
+from ..names import plain
+from ..optimization import adamw, start
+from ..parameters import Arrays, parameters
+from ..training import Record, fit, model_loss
+from ..wrappers import merge
+from .sizes import LORA, PROMPT, RANK, TRAINING, RandomTokens, Step, Task, adapted_model, with_adapter
 
 
 def lora(task: Task) -> Step:
     """A training step of LoRA as the library's users run it: batch, gradient on threads, AdamW."""
-    return _training(adapted_model(task), ("*.A", "*.B"), task)
+    return _training(adapted_model(task), LORA, task)
 
 
 def lora_recomputed(task: Task) -> Step:
-    """The same with `checkpoint_blocks`."""
-    return _training(replace(adapted_model(task), checkpoint_blocks=True), ("*.A", "*.B"), task)
+    """The same, and backward computes each block again."""
+    return _training(adapted_model(task), LORA, task, recompute=True)
 
 
 def full(task: Task) -> Step:
     """A training step of every parameter."""
-    return _training(initialize(task.size.config, np.random.default_rng(task.seed)), ("*",), task)
+    return _training(initialize(task.size.config, np.random.default_rng(task.seed)), Full(), task)
 
 
-def _training(model: Transformer, select: tuple[str, ...], task: Task) -> Step:
+def _training(model: Transformer, method: Method, task: Task, *, recompute: bool = False) -> Step:
     model = to_device(model, task.device)
-    state = start(parameters(model, *select), TRAINING)
+    state = start(method.trained(model), TRAINING)
     batches = RandomTokens(task.size, task.seed)
-    records: Iterator[Record] = fit(model_loss(model), batches, TRAINING, state, task.workers)
+    loss = model_loss(model, recompute=recompute)
+    records: Iterator[Record] = fit(loss, batches, TRAINING, state, task.workers)
     return lambda: next(records).loss
 
 
 def textbook_lora(task: Task) -> Step:
     """The LoRA step by autograd alone, on the equations of `lora_np.textbook`."""
     model, size = adapted_model(task), task.size
-    plain = {path.replace(".base.", "."): array for path, array in parameters(model).items()}
+    everything = {plain(path): array for path, array in parameters(model).items()}
     scaling = {path: module.scaling for path, module in adapters(model).items()}
-    batches, state = RandomTokens(size, task.seed), start(parameters(model, "*.A", "*.B"), TRAINING)
+    batches, state = RandomTokens(size, task.seed), start(LORA.trained(model), TRAINING)
 
     def loss(trained: Arrays, batch: Any) -> Any:
-        return textbook.loss({**plain, **trained}, batch.tokens, batch.targets, batch.weights, size.heads, scaling)
+        return textbook.loss({**everything, **trained}, batch.tokens, batch.targets, batch.weights, size.heads, scaling)
 
     def step() -> float:
         nonlocal state
@@ -116,7 +85,7 @@ def generation(make: Callable[[Transformer], Transformer]) -> Callable[[Task], S
 
 
 def _with_adapter(base: Transformer) -> Transformer:
-    return _adapted(base, RANK, np.random.default_rng(0))
+    return with_adapter(base, RANK, np.random.default_rng(0))
 
 
 def peer(task: Task) -> Step:

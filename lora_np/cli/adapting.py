@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import typer
@@ -11,15 +11,18 @@ import typer
 from .options import (
     Base,
     Device,
+    MethodName,
     Out,
     Overwrite,
     Rank,
     Resume,
     Seed,
+    Settings,
     Targets,
     app,
+    chosen_method,
     fraction,
-    named_targets,
+    rates_of,
     say,
     seed_of,
     two_columns,
@@ -33,15 +36,18 @@ def adapt(
     out: Out,
     format: Annotated[str | None, typer.Option(help="text, tsv, csv, jsonl or e2e; guessed when left out.")] = None,
     base: Base = None,
-    rank: Rank = 4,
-    alpha: Annotated[float, typer.Option(help="α in s = α/r.")] = 8.0,
-    targets: Targets = "qv",
+    method: MethodName = "lora",
+    settings: Settings = None,
+    rank: Rank = None,
+    alpha: Annotated[float | None, typer.Option(help="LoRA: α in s = α/r; 8 when left out.")] = None,
+    targets: Targets = None,
     steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 300,
     batch_size: Annotated[int, typer.Option(help="Examples a step.")] = 16,
     learning_rate: Annotated[float, typer.Option(help="Of AdamW, at its largest.")] = 1e-2,
-    dropout: Annotated[float, typer.Option(help="Of the input of the low-rank branch.")] = 0.0,
-    bias: Annotated[str, typer.Option(help="Biases to train as well: none, lora_only or all.")] = "none",
-    tied_head: Annotated[str, typer.Option(help="With 'tokens' as a target: tie or untie the head.")] = "refuse",
+    dropout: Annotated[float | None, typer.Option(help="LoRA: of the input of the low-rank branch.")] = None,
+    bias: Annotated[str | None, typer.Option(help="LoRA: biases to train as well: none, lora_only or all.")] = None,
+    tied_head: Annotated[str | None, typer.Option(help="LoRA on 'tokens': tie or untie the head.")] = None,
+    rates: Annotated[str | None, typer.Option(help="Factors of the learning rate, as PATTERN:FACTOR,…")] = None,
     held_out: Annotated[float, typer.Option(help="Part of the examples to score on.")] = 0.1,
     columns: Annotated[
         str | None, typer.Option(help="TSV, CSV: prompt and reference, as names or numbers a,b.")
@@ -60,31 +66,31 @@ def adapt(
 
     Example: lora-np adapt pairs.tsv --out my-adapter --rank 4 --targets qv
     """
-    from dataclasses import replace
-
     from ..adaptation import DataConfig, adapt_to_file
     from ..files import load_model
-    from ..lora import LoraConfig
+    from ..optimization import TrainingConfig
     from ..progress import describe, watch
-    from ..training import TrainingConfig
 
     prompt, reference = two_names("--fields", fields)
     data = DataConfig(
         format, two_columns(columns), prompt, reference, truncate, fraction("--held-out", held_out), batch_size, seed
     )
-    settings: Any = {"dropout": dropout, "bias": bias, "tied_head": tied_head}
-    lora = LoraConfig(rank, alpha, named_targets(targets), **settings)
-    training = TrainingConfig(steps=steps, learning_rate=learning_rate, warmup=min(20, steps // 10), seed=seed)
+    of_lora = {"rank": rank, "alpha": alpha, "targets": targets, "dropout": dropout, "bias": bias}
+    chosen = chosen_method(method, settings, {**of_lora, "tied_head": tied_head})
+    training = TrainingConfig(
+        steps=steps, learning_rate=learning_rate, warmup=min(20, steps // 10), seed=seed, rates=rates_of(rates)
+    )
     result = adapt_to_file(
         file,
         out,
-        replace(load_model(base), checkpoint_blocks=checkpoint_blocks),
-        lora,
+        load_model(base),
+        chosen,
         training,
         data,
         resume=resume,
         overwrite=overwrite,
         device=device,
+        recompute=checkpoint_blocks,
         watch=lambda records, total, done: watch(records, "step", total, done, describe),
         say=say,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -14,14 +14,16 @@ from .options import (
     AsJson,
     Base,
     Device,
+    MethodName,
     Out,
     Overwrite,
     Rank,
     Seed,
+    Settings,
     Targets,
     app,
+    chosen_method,
     in_bytes,
-    named_targets,
     say,
     seed_of,
     table,
@@ -63,13 +65,14 @@ def merge(adapter: AdapterFolder, out: Out, base: Base = None, overwrite: Overwr
     Example: lora-np merge my-adapter --out my-model
     """
     from ..files import check_free, load_adapter, load_model, save_model
-    from ..lora import adapters
-    from ..lora import merge as merged
+    from ..wrappers import merge as merged
+    from ..wrappers import wrappers
 
     check_free(out, overwrite=overwrite)
     model, _ = load_adapter(adapter, load_model(base))
-    save_model(out, merged(model), overwrite=overwrite)
-    say(f"merged {len(adapters(model))} adapted maps into {out}; lora-np verify {adapter} {out} checks them")
+    found = wrappers(model)
+    save_model(out, merged(model) if found else model, overwrite=overwrite)
+    say(f"merged {len(found)} adapted maps into {out}; lora-np verify {adapter} {out} checks them")
     return 0
 
 
@@ -94,48 +97,60 @@ def verify(
         say(json.dumps(certificate.as_dict(), indent=2))
         return 0 if certificate.holds else 1
     rows = [
-        (a.name, f"{a.gap:.2e}", f"{a.bound:.2e}", f"{a.used:.3f}", "-" if a.factor is None else f"{a.factor:.7f}")
+        (a.name, f"{a.gap:.2e}", f"{a.bound:.2e}", f"{a.used:.3f}", *_factors(a))
         for a in certificate.arrays
         if a.adapted or not a.holds
     ]
-    table("Found against W0 + s·BA, entry by entry", ("array", "gap", "its bound", "gap/bound", "factor"), rows)
+    head = ("array", "gap", "its bound", "gap/bound", "factor", "an honest one lies in")
+    table("Found against W0 + s·BA, entry by entry", head, rows)
     frozen = sum(a.holds and not a.adapted for a in certificate.arrays)
     say(f"{frozen} arrays that are not adapted are equal to the bit")
     gaps = certificate.model
-    say(f"logits: the adapter changes them by {gaps.contrast:.3g}; merged and adapted differ by {gaps.gap32:.2e}")
-    say(f"an honest merge differs by {gaps.own32:.2e}, and in float64 by {gaps.gap64:.2e}")
+    say(f"logits: the adapter changes them by {gaps.contrast:.3g}; merged and adapted differ by {gaps.gap:.2e}")
+    say(f"an honest merge differs by {gaps.own:.2e}, and in float64 by {gaps.gap64:.2e}")
     say(f"{'EQUAL' if certificate.holds else 'NOT EQUAL'}: {certificate.diagnosis}")
     return 0 if certificate.holds else 1
+
+
+def _factors(array: Any) -> tuple[str, str]:
+    if array.factor is None:
+        return "-", "-"
+    return f"{array.factor:.7f}", f"{array.factor_low:.7f} … {array.factor_high:.7f}"
 
 
 @app.command()
 def params(
     model: Annotated[str, typer.Argument(help="gpt2, gpt2-medium, gpt2-large, gpt2-xl, gpt3 or base.")],
-    rank: Rank = 4,
-    targets: Targets = "qv",
+    method: MethodName = "lora",
+    settings: Settings = None,
+    rank: Rank = None,
+    targets: Targets = None,
     as_json: AsJson = False,
 ) -> int:
-    """What LoRA trains, stores and saves, from closed forms; no model is allocated.
+    """What a method trains, stores and adds, from closed forms; no model is allocated.
 
     Example: lora-np params gpt3 --rank 4 --targets qv
     """
     from dataclasses import asdict
 
-    from ..costs import named_shape, summary
+    from ..costs import bill, named_shape
 
-    named = named_targets(targets)
-    report = summary(named_shape(model), rank, named)
+    chosen = chosen_method(method, settings, {"rank": rank, "targets": targets})
+    report = bill(named_shape(model), chosen)
     if as_json:
         say(json.dumps(asdict(report), indent=2))
         return 0
     rows = [
         ("parameters", f"{report.parameters:,}"),
-        ("trained by LoRA", f"{report.trained:,}"),
+        ("trained", f"{report.trained:,}"),
         ("share of the whole", f"{report.share:.5%}"),
         *((f"adapter file, {dtype}", in_bytes(n)) for dtype, n in report.adapter_bytes.items()),
         ("Adam's moments, all trained", in_bytes(report.optimizer_bytes_full)),
-        ("Adam's moments, LoRA", in_bytes(report.optimizer_bytes_lora)),
-        ("optimizer bytes saved", in_bytes(report.optimizer_bytes_saved)),
+        (f"Adam's moments, {method}", in_bytes(report.optimizer_bytes)),
+        ("multiply-adds of a token, the base", f"{report.forward:,}"),
+        ("more of them beside the base", f"{report.added:,}"),
+        ("a block gets longer by", f"{report.depth} products, one after another"),
+        ("context left to the text", f"{report.context:,}"),
     ]
-    table(f"{model}, rank {rank} on {targets}", ("quantity", "value"), rows)
+    table(f"{model}, {chosen}", ("quantity", "value"), rows)
     return 0

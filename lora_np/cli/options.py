@@ -3,8 +3,9 @@ r"""What the commands share: their options, how text becomes settings, and how f
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
@@ -20,8 +21,13 @@ Base = Annotated[Path | None, typer.Option(help="Model folder to start from; the
 Out = Annotated[Path, typer.Option(help="Folder to write; it appears when it is complete.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what exists at --out.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-Rank = Annotated[int, typer.Option(help="r, the inner dimension of B A.")]
-Targets = Annotated[str, typer.Option(help="qv, qkvo, attention+mlp, all-linear, or patterns with commas between.")]
+MethodName = Annotated[str, typer.Option("--method", help="lora, full, top, bitfit …: lora-np params --help.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", help="A setting of the method, as key=value.")]
+Rank = Annotated[int | None, typer.Option(help="LoRA: r, the inner dimension of B A; 4 when left out.")]
+Targets = Annotated[
+    str | None,
+    typer.Option(help="LoRA: qv, qkvo, attention+mlp, all-linear, or patterns with commas between; qv when left out."),
+]
 Resume = Annotated[
     bool, typer.Option("--resume", help="Continue an interrupted run; the result is the same to the bit.")
 ]
@@ -63,6 +69,51 @@ def in_bytes(n: int) -> str:
 def named_targets(targets: str) -> str | tuple[str, ...]:
     parts = tuple(part.strip() for part in targets.split(",") if part.strip())
     return parts[0] if len(parts) == 1 else parts
+
+
+def chosen_method(name: str, pairs: list[str] | None, named: Mapping[str, Any]) -> Any:
+    """The method of --method with the settings of --set key=value and those that have an option of their own.
+
+    A value is read as the field of that name wants it. Raises ValueError for an unknown method, setting or value.
+    """
+    from ..methods import METHODS, method_named
+    from ..names import nearest_first
+
+    if name not in METHODS:
+        raise ValueError(f"--method must be one of {nearest_first(name, METHODS)}; got {name!r}")
+    kinds = get_type_hints(METHODS[name])
+    settings = {key: value for key, value in named.items() if value is not None}
+    if isinstance(settings.get("targets"), str):
+        settings["targets"] = named_targets(settings["targets"])
+    for pair in pairs or ():
+        key, equals, text = pair.partition("=")
+        if not equals:
+            raise ValueError(f"--set takes key=value, got {pair!r}")
+        settings[key.strip()] = _read(text.strip(), kinds.get(key.strip(), str), key.strip())
+    return method_named(name, settings)
+
+
+def _read(text: str, kind: Any, key: str) -> Any:
+    """A setting as the type of its field wants it: a number, true or false, names with commas between, or text."""
+    if kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise ValueError(f"{key} must be true or false, got {text!r}")
+        return text.lower() == "true"
+    if kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            raise ValueError(f"{key} must be a {'whole ' * (kind is int)}number, got {text!r}") from None
+    if get_origin(kind) is Mapping:
+        pairs = [part.rpartition(":") for part in text.split(",")]
+        return {pattern: _read(value, get_args(kind)[1], key) for pattern, _, value in pairs}
+    return named_targets(text) if key == "targets" else text
+
+
+def rates_of(text: str | None) -> dict[str, float]:
+    """{pattern: factor} of --rates."""
+    found: dict[str, float] = _read(text, Mapping[str, float], "--rates") if text else {}
+    return found
 
 
 def two_names(option: str, text: str) -> tuple[str, str]:

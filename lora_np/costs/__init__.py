@@ -11,23 +11,28 @@ Sources: Hu et al. 2021, arXiv:2106.09685 (LoRA); Radford et al. 2019 and Brown 
 arithmetic wins and the docstring says so.
 """
 
-from .arithmetic import adapter_multiply_adds, forward_multiply_adds, matrix_multiply_adds, step_multiply_adds
-from .counts import bias_count, lora_count, parameter_count
-from .memory import adapter_bytes, gradient_bytes, optimizer_bytes, saved_numbers, step_bytes, training_state_bytes
-from .shapes import ATTENTION, ITEM_SIZE, MLP, PRESETS, SHAPES, Shape, named_shape, target_modules
-from .summary import CostReport, summary
+from ..config import SHAPES, bias_count, matrix_multiply_adds, named_shape, parameter_count
+from .arithmetic import adapter_multiply_adds, forward_multiply_adds, step_multiply_adds
+from .bill import Bill, bill
+from .counts import lora_count
+from .memory import (
+    ITEM_SIZE,
+    adapter_bytes,
+    gradient_bytes,
+    optimizer_bytes,
+    saved_numbers,
+    step_bytes,
+    training_state_bytes,
+)
 
 __all__ = [
-    "ATTENTION",
     "ITEM_SIZE",
-    "MLP",
-    "PRESETS",
     "SHAPES",
-    "CostReport",
-    "Shape",
+    "Bill",
     "adapter_bytes",
     "adapter_multiply_adds",
     "bias_count",
+    "bill",
     "forward_multiply_adds",
     "gradient_bytes",
     "lora_count",
@@ -38,7 +43,5 @@ __all__ = [
     "saved_numbers",
     "step_bytes",
     "step_multiply_adds",
-    "summary",
-    "target_modules",
     "training_state_bytes",
 ]

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from .counts import lora_count, parameter_count
-from .shapes import ATTENTION, ITEM_SIZE, MLP, Shape, nearest_first, target_modules
+from ..config import TransformerConfig, maps, parameter_count
+from ..names import ATTENTION, nearest_first, targeted
+from .counts import lora_count
+
+ITEM_SIZE = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}  # bytes
 
 
 def adapter_bytes(count: int, dtype: str) -> int:
@@ -44,7 +47,9 @@ def training_state_bytes(frozen: int, trained: int, item_size: int = 4) -> int:
     return item_size * (frozen + trained) + gradient_bytes(trained, item_size) + optimizer_bytes(trained, item_size)
 
 
-def saved_numbers(shape: Shape, rank: int | None, targets: str | Iterable[str] = "qv") -> int:
+def saved_numbers(
+    config: TransformerConfig, rank: int | None, targets: str | Iterable[str] = "qv", layer: int = 0
+) -> int:
     r"""How many numbers one block keeps for backward, per token; `rank` None: every parameter is trained.
 
     $$\underbrace{2(d+1)}_{norms} + \underbrace{4d + heads}_{attention} + \underbrace{f}_{\mathrm{GELU}'}
@@ -54,14 +59,16 @@ def saved_numbers(shape: Shape, rank: int | None, targets: str | Iterable[str] =
     A map keeps its input x only where it is trained; q, k and v share theirs, and that of the output map is kept by
     attention anyway. Scores and logits are made in blocks and not kept. Counted from `lora_np.operations`.
     """
-    d, f = shape.d_model, shape.d_ff
-    trained = [m for m in ATTENTION + MLP if rank is None or m in target_modules(shape, targets)]
-    inputs = d * bool(set(trained) & set(ATTENTION[:3])) + d * ("mlp.up" in trained) + f * ("mlp.down" in trained)
-    return 2 * (d + 1) + 4 * d + shape.heads + f + inputs + (rank or 0) * len(trained)
+    d, f, block = config.d_model, config.d_hidden, f"blocks.{layer}."
+    able = maps(config)
+    chosen = able if rank is None else targeted(able, targets)
+    trained = {path.removeprefix(block) for path in chosen if path.startswith(block)}
+    inputs = d * bool(trained & set(ATTENTION[:3])) + d * ("mlp.up" in trained) + f * ("mlp.down" in trained)
+    return 2 * (d + 1) + 4 * d + config.heads + f + inputs + (rank or 0) * len(trained)
 
 
 def step_bytes(
-    shape: Shape,
+    config: TransformerConfig,
     batch: int,
     length: int,
     rank: int | None = None,
@@ -75,22 +82,22 @@ def step_bytes(
     r"""The largest number of bytes that arrays hold during a training step with AdamW.
 
     The batch is cut into `pieces`, of which `at_once` are worked on together, each of n tokens. With Θ trained
-    parameters (N when `rank` is None) and C10's k numbers saved per token and block, the larger of
+    parameters (N when `rank` is None) and C10's k numbers saved per token in a block, the larger of
 
     $$N + 3\Theta + pieces\cdot\Theta
-        + at\ once\cdot n\,\big(Lk + \underbrace{2f + 3d}_{inside\ one\ MLP} + \underbrace{2d}_{head}\big)
+        + at\ once\cdot n\,\big(\sum_{blocks} k + \underbrace{2f + 3d}_{inside\ one\ MLP} + \underbrace{2d}_{head}\big)
         \qquad gradients \tag{C11}$$
     $$N + 6\Theta + \Theta \qquad update:\ the\ old\ and\ the\ new\ \theta, m, v,\ and\ the\ gradient \tag{C12}$$
 
-    `recomputed`: only the input of each block is kept, and backward makes the rest of one block at a time: Lk becomes
+    `recomputed`: only the input of each block is kept, and backward makes the rest of one block at a time: Σk becomes
     Ld + k. Blocks of scores and logits, a few MiB, are left out; so are the libraries.
     """
-    total = parameter_count(shape)
-    trained = total if rank is None else lora_count(shape, rank, targets)
-    saved = saved_numbers(shape, rank, targets)
+    total = parameter_count(config)
+    trained = total if rank is None else lora_count(config, rank, targets)
+    saved = [saved_numbers(config, rank, targets, layer) for layer in range(config.layers)]
     tokens = -(-batch // pieces) * length
-    kept = shape.layers * shape.d_model + saved if recomputed else shape.layers * saved
-    activations = tokens * (kept + 2 * shape.d_ff + 5 * shape.d_model)
+    kept = config.layers * config.d_model + max(saved) if recomputed else sum(saved)
+    activations = tokens * (kept + 2 * config.d_hidden + 5 * config.d_model)
     gradients = total + (3 + pieces) * trained + at_once * activations
     update = total + 7 * trained
     return item_size * max(gradients, update)

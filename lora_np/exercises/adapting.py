@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from ..parameters import count, parameters, size
+from ..optimization import TrainingConfig, adamw
+from ..parameters import count, parameters
 from ..tasks import Example, collate, encode
 from ..tokenizers import ByteTokenizer
-from ..training import TrainingConfig, adamw
 from . import unanswered
 
 CLOSE = 1e-3  # of a step: ε, which is left out by hand, changes less
@@ -64,7 +64,7 @@ def check_last_blocks(answer: Any, model: Any, blocks: int = 2) -> None:
     fewer = [name for name in parameters(model) if name in wanted and name not in found]
     assert not more, f"{len(more)} arrays too many are selected, {more[0]} for one"
     assert not fewer, f"{len(fewer)} arrays are left out, {fewer[0]} for one"
-    print(f"Right: {size(found):,} of {count(model):,} numbers.")
+    print(f"Right: {count(found):,} of {count(model):,} numbers.")
 
 
 def check_first_step(answer: Any, gradient: float, rate: float) -> None:

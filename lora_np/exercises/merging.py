@@ -11,9 +11,10 @@ import numpy as np
 
 from ..arrays import Array
 from ..certificate import certify
-from ..lora import adapters, merge
+from ..lora import adapters
 from ..model import Transformer
 from ..parameters import parameters, with_modules, with_parameters
+from ..wrappers import merge
 from . import unanswered
 
 SWITCHES = 200  # of adapters in check_switch; by then adding and subtracting has left its traces in nearly every entry

@@ -13,15 +13,19 @@ from typing import Any
 import numpy as np
 
 from .. import tasks
-from ..adaptation import bits_per_byte
-from ..costs import Shape, lora_count, optimizer_bytes, parameter_count
+from ..adaptation import Text, run
+from ..config import TransformerConfig, shape_name
+from ..costs import lora_count, optimizer_bytes, parameter_count
 from ..files import write_arrays
-from ..lora import LoraConfig, adapt
+from ..lora import LoraConfig
+from ..methods import adapt
+from ..methods.tuning import Full
 from ..model import Transformer
-from ..paper.report import STUDENT
-from ..parameters import parameters, size, with_parameters
+from ..optimization import TrainingConfig, TrainingState, start
+from ..paper.intervals import STUDENT, Interval
+from ..parameters import count
 from ..tokenizers import ByteTokenizer
-from ..training import TrainingConfig, TrainingState, fit, model_loss, start
+from ..training import fit, model_loss
 from . import unanswered
 
 # What the notebook calls each placement, and what LoraConfig calls it.
@@ -54,41 +58,18 @@ class Outcome:
     held_out: float  # bits per byte after the last step
 
 
-@dataclass(frozen=True)
-class Interval:
-    """A mean and the half width of its 95 % interval (Student), from a few values."""
-
-    mean: float
-    half_width: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Interval:
-        """Raises ValueError for fewer than 2 values, which say nothing about their spread, or more than 10."""
-        if len(values) not in STUDENT:
-            raise ValueError(f"an interval is made of {min(STUDENT)} to {max(STUDENT)} values, got {len(values)}")
-        return cls(statistics.mean(values), STUDENT[len(values)] * statistics.stdev(values) / math.sqrt(len(values)))
-
-    @property
-    def covers_zero(self) -> bool:
-        return abs(self.mean) <= self.half_width
-
-    def __str__(self) -> str:
-        return f"{self.mean:+.3f} ± {self.half_width:.3f}"
-
-
 def bill_of(state: TrainingState) -> Bill:
     """Counted, not computed: the elements of the trained arrays, the bytes of the moments, the bytes of the file."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "adapter.safetensors"
         write_arrays(file, state.trained, {})
         file_bytes = file.stat().st_size
-    return Bill(size(state.trained), sum(array.nbytes for array in state.moments.values()), file_bytes)
+    return Bill(count(state.trained), sum(array.nbytes for array in state.moments.values()), file_bytes)
 
 
 def bill(base: Transformer, lora: LoraConfig) -> Bill:
     """The bill of an adapter that is not trained yet; training changes no item of it."""
-    fresh = adapt(base, lora, np.random.default_rng(0))
-    return bill_of(start(parameters(fresh, *lora.trained), TrainingConfig()))
+    return bill_of(start(lora.trained(adapt(base, lora, np.random.default_rng(0))), TrainingConfig()))
 
 
 def outcome(
@@ -100,17 +81,16 @@ def outcome(
     batch_size: int = 4,
 ) -> Outcome:
     """Adapt, fit, score and count. The seed of `training` draws A, the order of the batches and dropout."""
-    model = adapt(base, lora, np.random.default_rng(training.seed))
-    batches = tasks.Batches(train, batch_size, training.seed, ByteTokenizer().end)
-    *_, last = fit(model_loss(model), batches, training, start(parameters(model, *lora.trained), training))
-    state = last.state
+    learned = Text(list(train), ByteTokenizer(), batch_size, training.seed)
+    scored = Text(list(held_out), ByteTokenizer(), 8)
+    found = run(learned.batches, scored.bits_per_byte, base, lora, training, seed=training.seed)
     named = {targets: name for name, targets in PLACEMENTS.items()}
     return Outcome(
-        placement=named.get(lora.targets, " + ".join(lora.named)),
+        placement=named.get(lora.targets, " + ".join(lora.targets)),
         rank=lora.rank,
         seed=training.seed,
-        bill=bill_of(state),
-        held_out=bits_per_byte(with_parameters(model, state.trained), list(held_out), 8),
+        bill=bill_of(start(lora.trained(found.model), training)),
+        held_out=found.score,
     )
 
 
@@ -122,11 +102,9 @@ def fastest_steps(
     All ways take turns and the fastest of each counts: a busy moment of the machine hits them alike.
     """
     rng, once = np.random.default_rng(0), TrainingConfig(steps=1)
-    models = {name: base if lora is None else adapt(base, lora, rng) for name, lora in ways.items()}
-    states = {
-        name: start(parameters(models[name], *(() if lora is None else lora.trained)), once)
-        for name, lora in ways.items()
-    }
+    methods = {name: way or Full() for name, way in ways.items()}
+    models = {name: adapt(base, method, rng) for name, method in methods.items()}
+    states = {name: start(method.trained(models[name]), once) for name, method in methods.items()}
     seconds: dict[Hashable, list[float]] = {name: [] for name in ways}
     for _ in range(turns):
         for name, model in models.items():
@@ -137,9 +115,9 @@ def fastest_steps(
 # ---------------------------------------------------------------------------------------------------------- checks
 
 
-def check_largest_rank(answer: Any, shape: Shape, targets: str, budget: int) -> None:
+def check_largest_rank(answer: Any, shape: TransformerConfig, targets: str, budget: int) -> None:
     """The largest rank whose trained parameters stay within the budget."""
-    task = f"the largest rank at which LoRA on {targets} of {shape.name} trains at most {budget:,} numbers"
+    task = f"the largest rank at which LoRA on {targets} of {shape_name(shape)} trains at most {budget:,} numbers"
     if unanswered(answer, task):
         return
     assert isinstance(answer, int | np.integer), f"a rank is a whole number, got {answer!r}"
@@ -155,9 +133,9 @@ def check_largest_rank(answer: Any, shape: Shape, targets: str, budget: int) -> 
     print(f"Right: rank {answer} trains {got:,} numbers, and rank {answer + 1} would train {got + one:,}.")
 
 
-def check_optimizer_bytes(answer: Any, shape: Shape, rank: int, targets: str) -> None:
+def check_optimizer_bytes(answer: Any, shape: TransformerConfig, rank: int, targets: str) -> None:
     """The bytes of AdamW's state for an adapter in float32."""
-    task = f"the bytes of AdamW's state in float32 for rank {rank} on {targets} of {shape.name}"
+    task = f"the bytes of AdamW's state in float32 for rank {rank} on {targets} of {shape_name(shape)}"
     if unanswered(answer, task):
         return
     trained, every = lora_count(shape, rank, targets), parameter_count(shape)

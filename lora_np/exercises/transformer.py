@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from ..arrays import Array
-from ..costs import Shape, adapter_bytes, lora_count, parameter_count
+from ..config import TransformerConfig, shape_name
+from ..costs import adapter_bytes, lora_count, parameter_count
 from ..textbook import softmax
 from . import unanswered
 
@@ -50,14 +51,14 @@ def check_attention(answer: Any, q: Array, k: Array) -> None:
     print(f"Right: {seq} rows that sum to one, and nothing above the diagonal.")
 
 
-def check_parameter_count(answer: Any, shape: Shape) -> None:
+def check_parameter_count(answer: Any, shape: TransformerConfig) -> None:
     """How many parameters a transformer of this shape has."""
     tied = "tied" if shape.tied else "not tied"
     if unanswered(
         answer, f"the parameters of {shape.layers} layers, d_model {shape.d_model}, vocab {shape.vocab} ({tied})"
     ):
         return
-    layers, d, f, table = shape.layers, shape.d_model, shape.d_ff, shape.vocab * shape.d_model
+    layers, d, f, table = shape.layers, shape.d_model, shape.d_hidden, shape.vocab * shape.d_model
     right = parameter_count(shape)
     hints = {
         right - (layers - 1) * (4 * d * d + 2 * d * f + 9 * d + f): "that is one block; there are several",
@@ -78,9 +79,11 @@ def check_parameter_count(answer: Any, shape: Shape) -> None:
     print(f"Right: {right:,}.")
 
 
-def check_adapter_bytes(answer: Any, shape: Shape, rank: int, targets: str | Iterable[str], dtype: str) -> None:
+def check_adapter_bytes(
+    answer: Any, shape: TransformerConfig, rank: int, targets: str | Iterable[str], dtype: str
+) -> None:
     """The bytes of a LoRA adapter's numbers in a file."""
-    if unanswered(answer, f"the bytes of a rank-{rank} adapter on {targets} of {shape.name}, stored as {dtype}"):
+    if unanswered(answer, f"the bytes of a rank-{rank} adapter on {targets} of {shape_name(shape)}, stored as {dtype}"):
         return
     numbers = lora_count(shape, rank, targets)
     right = adapter_bytes(numbers, dtype)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from . import COLOURS, GREY, MARKERS, _figure, _legend, _look
 
 if TYPE_CHECKING:
-    from ..paper.proofs import MapProof
+    from ..proofs import MapProof
 
 
 def precisions(proofs: Mapping[str, Sequence[MapProof]]) -> Any:

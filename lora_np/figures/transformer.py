@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..arrays import Array
-from ..costs import PRESETS
+from ..names import PRESETS, targeted
 from . import COLOURS, GREY, _figure, _legend, _look
 
 HIDDEN = "#e3e3e3"  # what a query may not see
@@ -94,10 +94,8 @@ def block_with_adapters(targets: str | Iterable[str]) -> Any:
     targets  a preset, or names such as "attention.query"
     Raises ValueError for a name that is not a linear map of a block.
     """
-    adapted = PRESETS.get(targets, (targets,)) if isinstance(targets, str) else tuple(targets)
     linear = [name for name, *_ in _BOXES if name in PRESETS["attention+mlp"]]
-    if unknown := [name for name in adapted if name not in linear]:
-        raise ValueError(f"the linear maps of a block are {', '.join(linear)}; got {unknown[0]!r}")
+    adapted = targeted(linear, targets)
     from matplotlib.patches import Patch
 
     with _figure(4.8, 5.6) as figure:

@@ -11,11 +11,9 @@ from html import escape
 from typing import Any
 
 from .. import figures
-from .proofs import MapProof
+from ..proofs import MapProof
+from .intervals import Interval
 from .results import Run, StudyResult
-
-# Student's t, 0.975 quantile, by the number of values (degrees of freedom plus one)
-STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1b1b1b; --soft: #595959; --line: #d5d5d5; --paper: #fff; --band: #f4f4f2;
@@ -85,7 +83,7 @@ def mean_curve(result: StudyResult, rank: int) -> list[tuple[float, float]]:
 
 def half_width(runs: list[Run]) -> float:
     """Half the 95 % interval (Student) of the mean final loss over seeds."""
-    return STUDENT[len(runs)] * statistics.stdev(run.loss for run in runs) / len(runs) ** 0.5
+    return Interval.of([run.loss for run in runs]).half_width
 
 
 def tightest(result: StudyResult) -> list[MapProof]:
@@ -186,7 +184,7 @@ def _merge(result: StudyResult) -> str:
                 f"{sum(proof.holds for proof in run.maps)} of {len(run.maps)}",
                 f"{run.used:.3f}",
                 f"{gaps.contrast:.2e}",
-                f"{gaps.gap32:.1e}",
+                f"{gaps.gap:.1e}",
                 f"{gaps.gap64:.1e}",
                 _mark(run.certificate.holds),
             )

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .. import gradients, training
+from .. import gradients
 from ..certificate import ArrayVerdict, Certificate, ModelGaps
-from ..costs import PRESETS
 from ..lora import LoraConfig
+from ..names import PRESETS
+from ..optimization import TrainingConfig
+from ..proofs import MapProof
 from ..tasks import Example
-from .proofs import MapProof
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,8 @@ class StudyConfig:
     def lora(self, rank: int) -> LoraConfig:
         return LoraConfig(rank=rank, alpha=self.alpha, targets=self.targets)
 
-    def training(self, seed: int) -> training.TrainingConfig:
-        return training.TrainingConfig(steps=self.steps, learning_rate=self.learning_rate, seed=seed)
+    def training(self, seed: int) -> TrainingConfig:
+        return TrainingConfig(steps=self.steps, learning_rate=self.learning_rate, seed=seed)
 
     @property
     def jobs(self) -> list[tuple[int, int]]:

@@ -16,27 +16,27 @@ import platform
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .. import figures, files, gradients, training
-from ..adaptation import bits_per_byte
+from .. import adaptation, figures, files, gradients
+from ..adaptation import Text
 from ..arrays import Array
 from ..certificate import certify
-from ..costs import lora_count
 from ..devices import to_device
 from ..generation import generate as generated
-from ..lora import adapt, merge, unadapted
-from ..model import Transformer, shape_of
-from ..parameters import count, parameters, with_parameters
+from ..methods import adapt
+from ..model import Transformer
+from ..parameters import count
 from ..progress import describe
-from ..tasks import Batches, Example, Sequence, bits_per_byte_floor, encode, epoch, generate, prompt_tokens, split
+from ..proofs import prove_maps
+from ..tasks import Example, bits_per_byte_floor, epoch, generate, prompt_tokens, split
 from ..tokenizers import ByteTokenizer
-from .proofs import prove_maps
+from ..wrappers import merge, unwrapped
 from .report import pictures, report
 from .results import Run, StudyConfig, StudyResult
 
@@ -53,23 +53,23 @@ PARTS = "parts"  # where an unfinished study keeps what is finished
 class Task:
     """The museum labels of `lora_np.tasks.generated`, split and in tokens."""
 
-    train: list[Sequence]
-    held_out: list[Sequence]
+    train: Text
+    held_out: Text
     example: Example  # the first that is held out
     floor: float
 
     @classmethod
-    def draw(cls, config: StudyConfig, context: int) -> Task:
+    def draw(cls, config: StudyConfig, base: Transformer) -> Task:
         """The examples of this configuration; raises ValueError when one does not fit the context."""
         drawn = generate(config.examples, np.random.default_rng(config.seed))
         train, held_out = split(drawn, config.held_out, config.seed)
-        train_tokens, held_out_tokens = (encode(side, ByteTokenizer(), context) for side in (train, held_out))
-        return cls(train_tokens, held_out_tokens, held_out[0], bits_per_byte_floor(held_out))
+        learned, scored = (Text.of(side, base, batch_size=config.batch_size) for side in (train, held_out))
+        return cls(learned, scored, held_out[0], bits_per_byte_floor(held_out))
 
     @property
     def probe(self) -> Array:
         """Tokens (PROBES, seq) of held-out examples."""
-        return next(epoch(self.held_out[:PROBES], PROBES, ByteTokenizer().end)).tokens
+        return next(epoch(self.held_out.sequences[:PROBES], PROBES, self.held_out.tokenizer.end)).tokens
 
 
 def study(
@@ -96,7 +96,7 @@ def study(
     """
     began = time.perf_counter()
     model = files.load_model(base)
-    task = Task.draw(config, model.config.context)
+    task = Task.draw(config, model)
     of = _plain({**asdict(config), **_versions(), "base": files.digest(model)})
     _make_way(Path(out), resume=resume, overwrite=overwrite)
     try:
@@ -124,53 +124,43 @@ def run(
     base_loss  the held-out loss of the base: where every learning curve starts, since a fresh adapter changes nothing
     """
     began = time.perf_counter()
-    lora, probe = config.lora(rank), task.probe
-    fresh = adapt(base, lora, np.random.default_rng(seed))
-    trained, losses, curve, times = _fitted(fresh, base_loss, task, config, seed, watch, config.label(rank, seed))
+    lora, probe, points = config.lora(rank), task.probe, config.points
     folder.mkdir(parents=True, exist_ok=True)
-    files.save_adapter(folder, with_parameters(fresh, trained), lora, files.digest(base), trained)
+    outcome = adaptation.run(
+        replace(task.train, seed=seed).batches,
+        task.held_out.bits_per_byte,
+        base,
+        lora,
+        config.training(seed),
+        folder,
+        seed=seed,
+        scored=points,
+        device=config.device,
+        watch=lambda records, total, done: watch(records, config.label(rank, seed), total, done, describe),
+    )
     stored, header_bytes, file_bytes = _stored(folder / "adapter.safetensors")
     adapted = files.load_adapter(folder, base)[0]
-    merged = merge(adapted)
+    merged, fresh = merge(adapted), adapt(base, lora, np.random.default_rng(seed))
     return Run(
         rank=rank,
         seed=seed,
-        predicted=lora_count(shape_of(base.config), rank, config.targets),
-        counted=count(adapted, *lora.trained),
+        predicted=lora.numbers(base.config),
+        counted=count(lora.trained(adapted)),
         stored=stored,
         file_bytes=file_bytes,
         header_bytes=header_bytes,
-        adapter_digest=files.digest_of(trained),
-        reloaded_digest=files.digest_of(parameters(adapted, *lora.trained)),
-        base_digest=files.digest(unadapted(adapted)),
+        adapter_digest=files.digest_of(lora.trained(outcome.model)),
+        reloaded_digest=files.digest_of(lora.trained(adapted)),
+        base_digest=files.digest(unwrapped(adapted)),
         fresh_gap=float(abs(fresh(probe) - base(probe)).max()),
-        losses=losses,
-        held_out=curve,
+        losses=tuple(loss * BITS for loss in outcome.losses),
+        held_out=((0, base_loss), *outcome.scores),
         sample=_sample(merged, task.example),
-        step_seconds=statistics.median(times),
+        step_seconds=statistics.median(outcome.seconds),
         seconds=time.perf_counter() - began,
         maps=prove_maps(adapted, merged, probe),
         certificate=certify(adapted, merged, probe),
     )
-
-
-def _fitted(
-    fresh: Transformer, base_loss: float, task: Task, config: StudyConfig, seed: int, watch: Watch, label: str
-) -> tuple[dict[str, Array], tuple[float, ...], tuple[tuple[int, float], ...], list[float]]:
-    """The trained arrays, the loss of every batch, the held-out curve, and the seconds of every step."""
-    fresh = to_device(fresh, config.device)
-    settings, batches = config.training(seed), Batches(task.train, config.batch_size, seed, ByteTokenizer().end)
-    state = training.start(parameters(fresh, *config.lora(1).trained), settings)
-    losses, curve, times = [], [(0, base_loss)], []
-    steps: Iterator[training.Record] = training.fit(training.model_loss(fresh), batches, settings, state)
-    for record in watch(steps, label, config.steps, 0, describe):
-        state = record.state
-        losses.append(record.loss * BITS)
-        times.append(record.seconds)
-        if record.step in config.points:
-            now = with_parameters(fresh, state.trained)
-            curve.append((record.step, bits_per_byte(now, task.held_out, config.batch_size)))
-    return to_device(state.trained, "cpu"), tuple(losses), tuple(curve), times
 
 
 def _stored(path: Path) -> tuple[int, int, int]:
@@ -222,7 +212,7 @@ class _Work:
     def result(self, began: float) -> StudyResult:
         """Everything, in order; what a stopped study has finished is read instead of made."""
         checked, base = self.gradients(), to_device(self.model, self.config.device)
-        base_loss = bits_per_byte(base, self.task.held_out, self.config.batch_size)
+        base_loss = self.task.held_out.bits_per_byte(base)
         self.say(f"base: {base_loss:.4f} bits per held-out byte; the floor of the task is {self.task.floor:.4f}")
         runs = tuple(self.run(base_loss, rank, seed) for rank, seed in self.config.jobs)
         return StudyResult(
@@ -237,7 +227,7 @@ class _Work:
             example=self.task.example,
             trained_on=len(self.task.train),
             held_out=len(self.task.held_out),
-            held_out_bytes=sum(sequence.tokens_trained for sequence in self.task.held_out),
+            held_out_bytes=sum(sequence.tokens_trained for sequence in self.task.held_out.sequences),
             runs=runs,
             seconds=time.perf_counter() - began,
         )

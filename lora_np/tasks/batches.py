@@ -68,7 +68,7 @@ class Batch:
 
     tokens: NDArray[np.int64]
     targets: NDArray[np.int64]
-    weights: NDArray[np.float32]
+    weights: NDArray[np.floating]
 
     @property
     def tokens_trained(self) -> int:
@@ -91,30 +91,38 @@ def prompt_tokens(prompt: str, tokenizer: Tokenizer) -> NDArray[np.int64]:
 
 
 def encode(
-    examples: abc.Sequence[Example], tokenizer: Tokenizer, context: int, *, truncate: bool = False
+    examples: abc.Sequence[Example],
+    tokenizer: Tokenizer,
+    context: int,
+    *,
+    truncate: bool = False,
+    given: abc.Callable[[NDArray[np.int64]], NDArray[np.int64]] = lambda prompt: prompt,
 ) -> list[Sequence]:
-    r"""Lay out every example; one longer than `context` raises, or with `truncate` loses its end."""
+    r"""Lay out every example; one longer than `context` raises, or with `truncate` loses its end.
+
+    given  what a method makes of the tokens of a prompt
+    """
     sequences = []
     for number, example in enumerate(examples, 1):
-        given = prompt_tokens(example.prompt, tokenizer)
-        tokens = np.concatenate([given, tokenizer.encode(example.reference), [tokenizer.end]]).astype(np.int64)
+        prompt = given(prompt_tokens(example.prompt, tokenizer))
+        tokens = np.concatenate([prompt, tokenizer.encode(example.reference), [tokenizer.end]]).astype(np.int64)
         length = len(tokens) - 1
         if length > context and not truncate:
             raise ValueError(
                 f"example {number} is {length} tokens long, and the context holds {context}: "
                 f"shorten it, or cut its end with truncate=True (--truncate)"
             )
-        if len(given) > context:
+        if len(prompt) > context:
             raise ValueError(
-                f"example {number} has a prompt of {len(given)} tokens, which fills the context of {context} "
+                f"example {number} has a prompt of {len(prompt)} tokens, which fills the context of {context} "
                 f"and leaves no room for its reference: shorten the prompt"
             )
-        sequences.append(Sequence(tokens[: context + 1], len(given)))
+        sequences.append(Sequence(tokens[: context + 1], len(prompt)))
     return sequences
 
 
 def collate(sequences: abc.Sequence[Sequence], end: int, weight: str = "token") -> Batch:
-    r"""One batch, padded with `end` to its longest sequence.
+    r"""One batch, padded with `end` to its longest sequence; a target is `end` wherever nothing is learned.
 
     weight    "token": every learned token counts the same; "sequence": every sequence counts the same
     """
@@ -129,7 +137,8 @@ def collate(sequences: abc.Sequence[Sequence], end: int, weight: str = "token") 
         tokens[row, : len(sequence.tokens)] = sequence.tokens
         share = 1.0 if weight == "token" else 1.0 / sequence.tokens_trained
         shares[row, sequence.n_prompt - 1 : sequence.length] = share  # column j weighs the prediction of token j + 1
-    return Batch(tokens[:, :-1].copy(), tokens[:, 1:].copy(), (shares / shares.sum()).astype(np.float32))
+    targets = np.where(shares > 0.0, tokens[:, 1:], end)  # what is not learned may be no word at all
+    return Batch(tokens[:, :-1].copy(), targets, (shares / shares.sum()).astype(np.float32))
 
 
 def split(examples: abc.Sequence[Example], held_out: float = 0.1, seed: int = 0) -> tuple[list[Example], list[Example]]:

@@ -1,0 +1,66 @@
+r"""The methods that the paper compares, and others that came after it: each is settings that can be applied.
+
+One row of `METHODS` is all that a new method needs: gradient checks, costs, files and the command line read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from typing import Any
+
+import numpy as np
+
+from ..lora import LoraConfig
+from ..method import Method
+from ..names import nearest_first
+from ..wrappers import wrappers
+from .tuning import BitFit, Full, Top
+
+METHODS: dict[str, type[Method]] = {
+    "lora": LoraConfig,
+    "full": Full,
+    "top": Top,
+    "bitfit": BitFit,
+}
+
+
+def adapt(model: Any, method: Method, rng: np.random.Generator) -> Any:
+    """The model as this method starts on it, `model` untouched. Raises ValueError for one that is adapted already."""
+    if found := wrappers(model):
+        path, wrapper = next(iter(found.items()))
+        raise ValueError(
+            f"the model carries a {type(wrapper).__name__} already, at {path or 'its root'}: merge it first, or adapt "
+            "the base"
+        )
+    return method.apply(model, rng)
+
+
+def name_of(method: Method) -> str:
+    """What `METHODS` calls it."""
+    return next(name for name, kind in METHODS.items() if kind is type(method))
+
+
+def method_named(name: str, settings: Mapping[str, Any]) -> Method:
+    """The method with these settings; raises ValueError, with the nearest names, for an unknown one of either."""
+    if name not in METHODS:
+        raise ValueError(f"method must be one of {nearest_first(name, METHODS)}; got {name!r}")
+    known = [field.name for field in fields(METHODS[name])]  # type: ignore[arg-type]
+    for setting in settings:
+        if setting not in known:
+            able = nearest_first(setting, known) if known else "none: it takes no settings"
+            raise ValueError(f"a setting of {name} must be one of {able}; got {setting!r}")
+    return METHODS[name](**settings)
+
+
+def described(method: Method) -> dict[str, Any]:
+    """A method as JSON can hold it; `method_from` reads it back."""
+    return {"method": name_of(method), "settings": asdict(method)}  # type: ignore[call-overload]
+
+
+def method_from(about: Mapping[str, Any]) -> Method:
+    """The method that `described` wrote; raises ValueError or TypeError for anything else."""
+    name, settings = about.get("method"), about.get("settings")
+    if not (isinstance(name, str) and isinstance(settings, dict)):
+        raise ValueError("'method' must be a name and 'settings' an object")
+    return method_named(name, {key: tuple(v) if isinstance(v, list) else v for key, v in settings.items()})
