@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -159,6 +159,7 @@ def run(
 
     Raises Interrupted when stopped by hand and checkpoints are kept: what was trained is saved.
     """
+    training = replace(training, rates={**method.rates, **training.rates})
     fresh = to_device(adapt(base, method, np.random.default_rng(seed)), device)
     last = to_device(state or start(method.trained(fresh), training), device)
     keep = _keeper(folder, identity)

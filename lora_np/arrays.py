@@ -79,6 +79,11 @@ def blank(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
     return np.broadcast_to(np.zeros((), dtype), shape)
 
 
+def is_blank(array: Array) -> bool:
+    """Is this one number seen everywhere, as `blank` makes it?"""
+    return isinstance(array, np.ndarray) and array.size > 1 and not any(array.strides)
+
+
 def normal(rng: np.random.Generator | None, shape: tuple[int, ...], scale: float, like: Array) -> Array:
     """N(0, scale²), drawn on the host, in the precision and the place of `like`; without rng only its shape."""
     if rng is None:

@@ -62,6 +62,7 @@ def load_model(folder: str | Path | None = None, dtype: npt.DTypeLike = np.float
 
 def save_adapter(folder: str | Path, model: Transformer, method: Method, base: Transformer | str) -> None:
     """Write what the method trained of this adapted model into an existing folder; base is its base, or the digest."""
+    model, method = method.stored(model)
     about = {"base": base if isinstance(base, str) else digest(base), **described(method)}
     write_arrays(Path(folder) / "adapter.safetensors", method.trained(model), {})
     write_json(Path(folder) / "adapter.json", about)

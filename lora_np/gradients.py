@@ -35,13 +35,14 @@ from .arrays import Array
 from .config import TransformerConfig
 from .devices import to_device, to_host
 from .differentiation import operation, value_and_grad
-from .lora import LoraConfig, adapters
+from .lora import LoraConfig
 from .method import Method
 from .methods.tuning import Full
 from .model import initialize, language_model_loss
 from .names import plain
 from .parameters import Arrays, parameters, with_parameters
 from .tasks import Batch
+from .wrappers import wrappers
 
 Verdict = Literal["equal", "zero", "different", "cannot be said"]
 
@@ -316,7 +317,7 @@ def _model_case(name: str, base: Any, method: Method, rng: np.random.Generator, 
     weights /= weights.sum()
     mask = None if config.causal else np.arange(shape[1]) < np.array([[shape[1]], [shape[1] - 2]])
     frozen = {plain(path): array for path, array in parameters(model).items()}
-    scaling = {path: module.scaling for path, module in adapters(model).items()}
+    scaling = {plain(path): node.scaling for path, node in wrappers(model).items() if hasattr(node, "scaling")}
 
     node, batch, padding = to_device((model, Batch(tokens, targets, weights), mask), device)
 

@@ -6,7 +6,8 @@ the rest of the package asks of a method is here: files, gradient checks, costs 
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -26,10 +27,13 @@ class Method:
     positions              how many places of the context the method takes for itself
     multiply_adds(config)  how many multiply-adds a token costs more, as the adapted model is used
     depth                  how many matrix products one block gets longer by, one after another
+    rates                  {pattern: factor} of the learning rate, for what shall learn at another pace
+    stored(model)          the adapted model and the method as which they are saved, if not as themselves
     """
 
-    positions: int = 0
-    depth: int = 0
+    positions: ClassVar[int] = 0
+    depth: ClassVar[int] = 0
+    rates: ClassVar[Mapping[str, float]] = {}
 
     def apply(self, model: Any, rng: np.random.Generator | None) -> Any:
         raise NotImplementedError
@@ -42,6 +46,9 @@ class Method:
 
     def given(self, prompt: Array, config: TransformerConfig) -> Array:
         return prompt
+
+    def stored(self, model: Any) -> tuple[Any, Method]:
+        return model, self
 
     def multiply_adds(self, config: TransformerConfig) -> int:
         return 0

@@ -15,13 +15,30 @@ from ..lora import LoraConfig
 from ..method import Method
 from ..names import nearest_first
 from ..wrappers import wrappers
+from .bottleneck import AdapterH, AdapterL, AdapterP, Compacter
+from .prefix import LoraPrefixEmbedding, LoraPrefixLayer, PrefixEmbedding, PrefixKeysValues, PrefixLayer
 from .tuning import BitFit, Full, Top
+from .variants import DoRA, LoraFA, LoraPlus, PiSSA, VeRA
 
 METHODS: dict[str, type[Method]] = {
     "lora": LoraConfig,
     "full": Full,
     "top": Top,
     "bitfit": BitFit,
+    "prefix-embedding": PrefixEmbedding,
+    "prefix-layer": PrefixLayer,
+    "prefix-kv": PrefixKeysValues,
+    "lora+prefix-embedding": LoraPrefixEmbedding,
+    "lora+prefix-layer": LoraPrefixLayer,
+    "adapter-h": AdapterH,
+    "adapter-l": AdapterL,
+    "adapter-p": AdapterP,
+    "compacter": Compacter,
+    "dora": DoRA,
+    "vera": VeRA,
+    "pissa": PiSSA,
+    "lora+": LoraPlus,
+    "lora-fa": LoraFA,
 }
 
 
