@@ -6,7 +6,6 @@ checkpoint to the same bits.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -16,15 +15,19 @@ from typing import Any
 import numpy as np
 
 from .devices import to_device
-from .files import check_free, digest, load_checkpoint, new_folder, partial_folder, save_adapter, save_checkpoint
+from .files import digest, load_checkpoint, save_adapter, save_checkpoint
+from .folders import check_free, new_folder, partial_folder
 from .lora import LoraConfig, adapt
+from .marks import Kind
 from .model import Transformer
 from .parameters import parameters, size, with_parameters
+from .reading import Contents, read_once
 from .tasks import Batches, Example, Sequence, encode, epoch, read_examples, split
 from .tokenizers import ByteTokenizer
 from .training import Record, TrainingConfig, TrainingState, evaluate, fit, model_loss, start
 
 CHECKPOINT = "checkpoint.safetensors"
+ADAPTER = Kind("run of adapt", ("adapter.json", "adapter.safetensors", CHECKPOINT), resumes=CHECKPOINT)
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class Interrupted(Exception):
         self.step = step
 
 
-def read_file(path: str | Path, data: DataConfig, context: int) -> tuple[list[Sequence], list[Sequence]]:
+def read_file(path: str | Path | Contents, data: DataConfig, context: int) -> tuple[list[Sequence], list[Sequence]]:
     """The sequences to train on, and the held-out ones; raises ValueError or OSError in one line for a bad file."""
     examples: list[Example] = read_examples(
         path,
@@ -104,18 +107,21 @@ def adapt_to_file(
     watch  wraps the records of training (a progress bar, say), given how many there will be and how many are done;
     say    is told each finding in a line. Raises Interrupted when stopped by hand: what was trained is saved.
     """
-    check_free(out, overwrite=overwrite)
-    train, held_out = read_file(path, data, base.config.context)
+    check_free(out, ADAPTER, overwrite=overwrite, resume=resume, inputs=(path,))
+    contents = read_once(path)
+    train, held_out = read_file(contents, data, base.config.context)
     model = adapt(base, lora, np.random.default_rng(data.seed))
     digest_of_base = digest(base)
-    run = _identity(path, digest_of_base, lora, training, data)
+    run = _identity(contents, digest_of_base, lora, training, data)
     trained = parameters(model, *lora.trained)
-    state = _first_state(out, run, start(trained, training), resume=resume, overwrite=overwrite)
+    state = start(trained, training)
+    if resume:
+        state = load_checkpoint(partial_folder(out) / CHECKPOINT, run, state)
     base, model, state = to_device((base, model, state), device)
     say(f"{len(train)} examples to train on, {len(held_out)} held out; {size(trained):,} trained parameters")
     before = bits_per_byte(base, held_out, data.batch_size)
     say(f"base: {before:.4f} bits per byte of the held-out references")
-    with new_folder(out, overwrite=overwrite, keep=True) as folder:
+    with new_folder(out, ADAPTER, overwrite=overwrite, resume=resume) as folder:
         batches = Batches(train, data.batch_size, data.seed, ByteTokenizer().end)
         records = fit(model_loss(model), batches, training, state)
         state = _kept(folder, run, state, watch(records, training.steps, state.step), checkpoint_every)
@@ -149,26 +155,9 @@ def _kept(
     return state
 
 
-def _first_state(
-    out: Path, run: dict[str, Any], fresh: TrainingState, *, resume: bool, overwrite: bool
-) -> TrainingState:
-    """Where to begin: afresh, or at the checkpoint of the run that `out` was to become."""
-    checkpoint = partial_folder(out) / CHECKPOINT
-    if resume:
-        if not checkpoint.exists():
-            raise FileNotFoundError(f"nothing to resume: {checkpoint} does not exist")
-        for left in checkpoint.parent.glob(f".{CHECKPOINT}.*"):
-            left.unlink()
-        return load_checkpoint(checkpoint, run, fresh)
-    if checkpoint.exists() and not overwrite:
-        raise FileExistsError(
-            f"{checkpoint.parent} holds an unfinished run: continue it with --resume, or discard it with --overwrite"
-        )
-    return fresh
-
-
-def _identity(path: Path, base: str, lora: LoraConfig, training: TrainingConfig, data: DataConfig) -> dict[str, Any]:
+def _identity(
+    file: Contents, base: str, lora: LoraConfig, training: TrainingConfig, data: DataConfig
+) -> dict[str, Any]:
     """What must be the same for a resumed run to be the same run."""
-    contents = hashlib.sha256(path.read_bytes()).hexdigest()
     about_data = {f"data {key}": value for key, value in asdict(data).items()}
-    return {"base": base, "file": contents, **asdict(lora), **asdict(training), **about_data}
+    return {"base": base, "file": file.digest, **asdict(lora), **asdict(training), **about_data}

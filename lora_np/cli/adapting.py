@@ -62,12 +62,14 @@ def adapt(
     """
     from dataclasses import replace
 
-    from ..adaptation import DataConfig, adapt_to_file
-    from ..files import load_model
+    from ..adaptation import ADAPTER, DataConfig, adapt_to_file
+    from ..files import BASE, load_model
+    from ..folders import check_free
     from ..lora import LoraConfig
     from ..progress import describe, watch
     from ..training import TrainingConfig
 
+    check_free(out, ADAPTER, overwrite=overwrite, resume=resume, inputs=(file, base or BASE))
     prompt, reference = two_names("--fields", fields)
     data = DataConfig(
         format, two_columns(columns), prompt, reference, truncate, fraction("--held-out", held_out), batch_size, seed
