@@ -14,17 +14,20 @@ from typing import Any
 
 import numpy as np
 
+from .costs import ATTENTION, MLP, step_bytes
 from .devices import to_device
 from .files import digest, load_checkpoint, save_adapter, save_checkpoint
 from .folders import check_free, new_folder, partial_folder
-from .lora import LoraConfig, adapt
+from .lora import LoraConfig, adapt, adapters
 from .marks import Kind
-from .model import Transformer
+from .memory import available_bytes
+from .model import Transformer, shape_of
 from .parameters import parameters, size, with_parameters
 from .reading import Contents, read_once
 from .tasks import Batches, Example, Sequence, encode, epoch, read_examples, split
+from .threads import worker_count
 from .tokenizers import ByteTokenizer
-from .training import Record, TrainingConfig, TrainingState, evaluate, fit, model_loss, start
+from .training import Record, TrainingConfig, TrainingState, evaluate, fit, model_loss, pieces_of, start
 
 CHECKPOINT = "checkpoint.safetensors"
 ADAPTER = Kind("run of adapt", ("adapter.json", "adapter.safetensors", CHECKPOINT), resumes=CHECKPOINT)
@@ -81,6 +84,28 @@ def read_file(path: str | Path | Contents, data: DataConfig, context: int) -> tu
     return tuple(encode(part, tokenizer, context, truncate=data.truncate) for part in (train, held_out))  # type: ignore[return-value]
 
 
+def check_room(model: Transformer, sequences: list[Sequence], batch_size: int, micro_batches: int | None) -> None:
+    """Raise ValueError where a step on the longest of these sequences needs more memory than there is: (C11), (C12).
+
+    A lower bound: every adapter counts with the smallest rank of them all, and libraries do not count.
+    """
+    batch, length = min(batch_size, len(sequences)), max(sequence.length for sequence in sequences)
+    pieces = min(micro_batches or pieces_of(model.config, batch * length), batch)
+    modules = adapters(model)
+    names = {path.split(".", 2)[-1] for path in modules} & {*ATTENTION, *MLP} or {"tokens"}
+    rank = min(module.A.shape[0] for module in modules.values())
+    at_once, recomputed = min(pieces, worker_count()), model.checkpoint_blocks
+    needed = step_bytes(
+        shape_of(model.config), batch, length, rank, names, pieces=pieces, at_once=at_once, recomputed=recomputed
+    )
+    free = available_bytes()
+    if free is not None and needed > free:
+        raise ValueError(
+            f"a step on {batch} examples of up to {length} tokens needs {needed / 1e9:.3g} GB, and {free / 1e9:.3g} GB "
+            "are available: choose a smaller batch_size (--batch-size), or checkpoint_blocks (--checkpoint-blocks)"
+        )
+
+
 def bits_per_byte(model: Transformer, sequences: list[Sequence], batch_size: int) -> float:
     """The held-out score of a byte-level model."""
     return evaluate(model, epoch(sequences, batch_size, ByteTokenizer().end)) / math.log(2.0)
@@ -111,6 +136,8 @@ def adapt_to_file(
     contents = read_once(path)
     train, held_out = read_file(contents, data, base.config.context)
     model = adapt(base, lora, np.random.default_rng(data.seed))
+    if device == "cpu":
+        check_room(model, train, data.batch_size, training.micro_batches)
     digest_of_base = digest(base)
     run = _identity(contents, digest_of_base, lora, training, data)
     trained = parameters(model, *lora.trained)
@@ -121,14 +148,19 @@ def adapt_to_file(
     say(f"{len(train)} examples to train on, {len(held_out)} held out; {size(trained):,} trained parameters")
     before = bits_per_byte(base, held_out, data.batch_size)
     say(f"base: {before:.4f} bits per byte of the held-out references")
-    with new_folder(out, ADAPTER, overwrite=overwrite, resume=resume) as folder:
-        batches = Batches(train, data.batch_size, data.seed, ByteTokenizer().end)
-        records = fit(model_loss(model), batches, training, state)
-        state = _kept(folder, run, state, watch(records, training.steps, state.step), checkpoint_every)
-        model = with_parameters(model, state.trained)
-        after = bits_per_byte(model, held_out, data.batch_size)
-        say(f"adapted: {after:.4f} bits per byte of the held-out references")
-        save_adapter(folder, model, lora, digest_of_base, state.trained)
+    try:
+        with new_folder(out, ADAPTER, overwrite=overwrite, resume=resume) as folder:
+            batches = Batches(train, data.batch_size, data.seed, ByteTokenizer().end)
+            records = fit(model_loss(model), batches, training, state)
+            state = _kept(folder, run, state, watch(records, training.steps, state.step), checkpoint_every)
+            model = with_parameters(model, state.trained)
+            after = bits_per_byte(model, held_out, data.batch_size)
+            say(f"adapted: {after:.4f} bits per byte of the held-out references")
+            save_adapter(folder, model, lora, digest_of_base, state.trained)
+    except KeyboardInterrupt:
+        if (partial_folder(out) / CHECKPOINT).exists():
+            raise Interrupted(state.step) from None
+        raise
     (out / CHECKPOINT).unlink()
     bytes_written = (out / "adapter.safetensors").stat().st_size
     return Result(len(train), len(held_out), before, after, size(trained), training.steps, bytes_written)

@@ -213,6 +213,8 @@ class Transformer:
     def loss(self, tokens: Array, targets: Array, weights: Array, mask: Array | None = None) -> Any:
         """The cross-entropy of these logits with targets (batch, seq), each position weighted; raises as they do."""
         check_together(model=self.positions.W, targets=targets, weights=weights)
+        if type(targets) is np.ndarray:
+            check_ids(targets, self.config.vocab)
         h = self.hidden(tokens, mask)
         return (self.tokens if self.head is None else self.head).loss(h, targets, weights)
 

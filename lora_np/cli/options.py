@@ -2,11 +2,14 @@ r"""What the commands share: their options, how text becomes settings, and how f
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from .streams import printable
 
 app = typer.Typer(
     help="Understand and verify low-rank adaptation, in NumPy.",
@@ -34,8 +37,8 @@ ALL_SIZES = "tiny,small,mid,gpt2,long"
 
 
 def say(line: str) -> None:
-    """A finding, on stdout."""
-    print(line, flush=True)
+    """A finding, on stdout; a terminal is not made to obey what stands in a file."""
+    print(printable(line, kept="\n\t") if sys.stdout.isatty() else line, flush=True)
 
 
 def table(title: str, head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
@@ -48,7 +51,7 @@ def table(title: str, head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> Non
         shown.add_column(name, overflow="fold")  # on a narrow terminal too, no figure is cut
     for row in rows:
         shown.add_row(*row)
-    widest = None if sys.stdout.isatty() else 160
+    widest = shutil.get_terminal_size().columns if sys.stdout.isatty() else 160  # COLUMNS=0 is no width to it
     Console(width=widest, highlight=False, markup=False).print(shown)
 
 
