@@ -51,7 +51,8 @@ def table(title: str, head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> Non
         shown.add_column(name, overflow="fold")  # on a narrow terminal too, no figure is cut
     for row in rows:
         shown.add_row(*row)
-    widest = shutil.get_terminal_size().columns if sys.stdout.isatty() else 160  # COLUMNS=0 is no width to it
+    # COLUMNS=0 is no width to shutil; in fewer than 20 columns even rich shows nothing of a table of two
+    widest = max(20, shutil.get_terminal_size().columns) if sys.stdout.isatty() else 160
     Console(width=widest, highlight=False, markup=False).print(shown)
 
 

@@ -39,7 +39,10 @@ def open_closed() -> None:
 
 
 def steady(stream: TextIO | None, number: int) -> TextIO:
-    """The same stream, on whose loss the work goes on; what its encoding lacks becomes a question mark."""
+    """The same stream, on whose loss the work goes on; what its encoding lacks becomes a question mark.
+
+    number  where it leads when Python, which found it closed, made none of it
+    """
     buffer = getattr(stream, "buffer", None)
     if stream is not None and not isinstance(getattr(buffer, "raw", buffer), io.FileIO):  # a console of Windows
         if isinstance(stream, io.TextIOWrapper):
@@ -47,6 +50,7 @@ def steady(stream: TextIO | None, number: int) -> TextIO:
         return stream
     if stream is not None:
         stream.flush()
+        number = stream.fileno()
     encoding, at_once = getattr(stream, "encoding", "utf-8"), getattr(stream, "line_buffering", number == 2)
     raw = io.BufferedWriter(Steady(number, "w", closefd=False))
     return io.TextIOWrapper(raw, encoding, errors="replace", line_buffering=at_once)
