@@ -9,7 +9,6 @@ its last checkpoint to the same bits.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -19,19 +18,28 @@ from typing import Any
 
 import numpy as np
 
+from .costs import step_bytes
 from .devices import to_device
-from .files import check_free, digest, load_checkpoint, new_folder, partial_folder, save_adapter, save_checkpoint
+from .files import digest, load_checkpoint, save_adapter, save_checkpoint
+from .folders import check_free, new_folder, partial_folder
+from .lora import LoraConfig
+from .marks import Kind
+from .memory import available_bytes
 from .method import Method
 from .methods import adapt, described
+from .methods.tuning import Full
 from .model import Transformer
 from .optimization import TrainingConfig, TrainingState, start
 from .parameters import count, with_parameters
+from .reading import Contents, read_once
 from .tasks import Batches as Shuffled
 from .tasks import Example, Sequence, encode, epoch, read_examples, split
+from .threads import worker_count
 from .tokenizers import ByteTokenizer, Tokenizer
-from .training import Batches, Record, evaluate, fit, model_loss
+from .training import Batches, Record, evaluate, fit, model_loss, pieces_of
 
 CHECKPOINT = "checkpoint.safetensors"
+ADAPTER = Kind("run of adapt", ("adapter.json", "adapter.safetensors", CHECKPOINT), resumes=CHECKPOINT)
 
 Watch = Callable[[Iterator[Record], int, int], Iterable[Record]]
 
@@ -217,33 +225,43 @@ def adapt_to_file(
     say    is told each finding in a line. Raises Interrupted when stopped by hand: what was trained is saved.
     """
     path, out = Path(path), Path(out)
-    check_free(out, overwrite=overwrite)
-    train, held_out, plain = read_file(path, data, base, method, tokenizer)
+    check_free(out, ADAPTER, overwrite=overwrite, resume=resume, inputs=(path,))
+    contents = read_once(path)
+    train, held_out, plain = read_file(contents, data, base, method, tokenizer)
+    if device == "cpu":
+        check_room(base, method, train, training.micro_batches, recompute=recompute)
     digest_of_base = digest(base)
-    identity = _identity(path, digest_of_base, method, training, data)
+    identity = _identity(contents, digest_of_base, method, training, data)
     trained = method.trained(method.apply(base, None))
-    state = _first_state(out, identity, start(trained, training), resume=resume, overwrite=overwrite)
+    state = None
+    if resume:
+        state = load_checkpoint(partial_folder(out) / CHECKPOINT, identity, start(trained, training))
     base = to_device(base, device)
     say(f"{len(train)} examples to train on, {len(held_out)} held out; {count(trained):,} trained parameters")
     before = plain.bits_per_byte(base)
     say(f"base: {before:.4f} bits per byte of the held-out references")
-    with new_folder(out, overwrite=overwrite, keep=True) as folder:
-        outcome = run(
-            train.batches,
-            held_out.bits_per_byte,
-            base,
-            method,
-            training,
-            folder,
-            seed=data.seed,
-            identity=identity,
-            state=state,
-            checkpoint_every=checkpoint_every,
-            device=device,
-            recompute=recompute,
-            watch=watch,
-        )
-        say(f"adapted: {outcome.score:.4f} bits per byte of the held-out references")
+    try:
+        with new_folder(out, ADAPTER, overwrite=overwrite, resume=resume) as folder:
+            outcome = run(
+                train.batches,
+                held_out.bits_per_byte,
+                base,
+                method,
+                training,
+                folder,
+                seed=data.seed,
+                identity=identity,
+                state=state,
+                checkpoint_every=checkpoint_every,
+                device=device,
+                recompute=recompute,
+                watch=watch,
+            )
+            say(f"adapted: {outcome.score:.4f} bits per byte of the held-out references")
+    except KeyboardInterrupt:
+        if (partial_folder(out) / CHECKPOINT).exists():
+            raise Interrupted(training.steps) from None
+        raise
     (out / CHECKPOINT).unlink()
     written = (out / "adapter.safetensors").stat().st_size
     return Result(
@@ -252,7 +270,7 @@ def adapt_to_file(
 
 
 def read_file(
-    path: str | Path, data: DataConfig, base: Transformer, method: Method, tokenizer: Tokenizer | None = None
+    path: str | Path | Contents, data: DataConfig, base: Transformer, method: Method, tokenizer: Tokenizer | None = None
 ) -> tuple[Text, Text, Text]:
     """The examples to train on and the held-out ones, as the method reads them, and the latter as the base does.
 
@@ -283,26 +301,31 @@ def _keeper(folder: Path | None, identity: Mapping[str, Any] | None) -> Callable
     return lambda state: save_checkpoint(folder / CHECKPOINT, state, identity)
 
 
-def _first_state(
-    out: Path, run: dict[str, Any], fresh: TrainingState, *, resume: bool, overwrite: bool
-) -> TrainingState | None:
-    """Where to begin: at the checkpoint of the run that `out` was to become, or, with None, afresh."""
-    checkpoint = partial_folder(out) / CHECKPOINT
-    if resume:
-        if not checkpoint.exists():
-            raise FileNotFoundError(f"nothing to resume: {checkpoint} does not exist")
-        for left in checkpoint.parent.glob(f".{CHECKPOINT}.*"):
-            left.unlink()
-        return load_checkpoint(checkpoint, run, fresh)
-    if checkpoint.exists() and not overwrite:
-        raise FileExistsError(
-            f"{checkpoint.parent} holds an unfinished run: continue it with --resume, or discard it with --overwrite"
-        )
-    return None
-
-
-def _identity(path: Path, base: str, method: Method, training: TrainingConfig, data: DataConfig) -> dict[str, Any]:
+def _identity(file: Contents, base: str, method: Method, training: TrainingConfig, data: DataConfig) -> dict[str, Any]:
     """What must be the same for a resumed run to be the same run."""
-    contents = hashlib.sha256(path.read_bytes()).hexdigest()
     about_data = {f"data {key}": value for key, value in asdict(data).items()}
-    return {"base": base, "file": contents, **described(method), **asdict(training), **about_data}
+    return {"base": base, "file": file.digest, **described(method), **asdict(training), **about_data}
+
+
+def check_room(
+    base: Transformer, method: Method, train: Text, micro_batches: int | None, *, recompute: bool = False
+) -> None:
+    """Raise ValueError where a step on the longest of these sequences needs more memory than there is: (C11), (C12).
+
+    A lower bound: every adapter counts with the smallest rank of them all, and what is no LoRA counts as if it kept
+    nothing more than the base does; libraries do not count.
+    """
+    batch, length = min(train.batch_size, len(train)), max(sequence.length for sequence in train.sequences)
+    pieces = min(micro_batches or pieces_of(base.config, batch * length), batch)
+    rank: int | None = None if isinstance(method, Full) else 1
+    targets: str | tuple[str, ...] = ("tokens",)
+    if isinstance(method, LoraConfig):
+        rank, targets = min(method.rank, *method.ranks.values(), method.rank), method.targets
+    at_once = min(pieces, worker_count())
+    needed = step_bytes(base.config, batch, length, rank, targets, pieces=pieces, at_once=at_once, recomputed=recompute)
+    free = available_bytes()
+    if free is not None and needed > free:
+        raise ValueError(
+            f"a step on {batch} examples of up to {length} tokens needs {needed / 1e9:.3g} GB, and {free / 1e9:.3g} GB "
+            "are available: choose a smaller batch_size (--batch-size), or checkpoint_blocks (--checkpoint-blocks)"
+        )

@@ -13,11 +13,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,44 +23,89 @@ import numpy.typing as npt
 from .arrays import Array
 from .config import TransformerConfig
 from .devices import to_host
+from .folders import new_folder
 from .lora import adapters
+from .marks import Kind
 from .method import Method
 from .methods import described, method_from
 from .model import Transformer, place_of, skeleton
 from .optimization import TrainingState
-from .parameters import Arrays, parameters, with_parameters
+from .parameters import Arrays, parameters, walk, with_parameters
+from .reading import check_regular, read_json
 from .wrappers import wrappers
+from .writing import write_atomically, write_json
 
 BASE = Path(__file__).parent / "pretrained"  # the base that ships
+MODEL = Kind("model", ("config.json", "model.safetensors"))
+HEADER = "lora_np"  # of safetensors' own header: ours as JSON, in one key, because theirs keeps no order among several
 DIGEST = "sha256"  # in the header of every file written here, so that one flipped bit is seen
+ABOUT = "about"  # in the header of arrays that a JSON file beside describes: what it said when they were written
 
 
 def save_model(
     folder: str | Path, model: Transformer, *, dtype: npt.DTypeLike = np.float32, overwrite: bool = False
 ) -> None:
-    """Write a plain model; raises ValueError for an adapted one and FileExistsError for an existing folder."""
+    """Write a plain model; raises ValueError for one that `load_model` would not read, an adapted one above all, and
+    FileExistsError for an existing folder."""
     if found := wrappers(model):
         path, wrapper = next(iter(found.items()))
         raise ValueError(f"the model carries a {type(wrapper).__name__} at {path}: merge it, or save its adapter")
-    arrays = {name: array.astype(dtype) for name, array in parameters(model).items()}
-    with new_folder(folder, overwrite=overwrite) as new:
-        write_arrays(new / "model.safetensors", arrays, {})
-        write_json(new / "config.json", dataclasses.asdict(model.config))
+    _check_plain(model)
+    arrays = _stored_as(parameters(model), np.dtype(dtype))
+    config = dataclasses.asdict(model.config)
+    with new_folder(folder, MODEL, overwrite=overwrite) as new:
+        write_arrays(new / "model.safetensors", arrays, {ABOUT: json.dumps(config)})
+        write_json(new / "config.json", config)
+
+
+def _check_plain(model: Transformer) -> None:
+    """Raise ValueError, naming the first difference, unless this is what `load_model` makes of the model's config."""
+    found = dict(walk(model))
+    plain = dict(walk(skeleton(model.config)))
+    for path in [*found, *plain]:
+        here, there = _described(found.get(path)), _described(plain.get(path))
+        if here != there and path:
+            raise ValueError(f"{path} is {here}, and would be read as {there}: a model folder holds plain models only")
+
+
+def _described(node: Any) -> str:
+    """A module or an array without what is below it: its kind, its shape, its settings."""
+    if node is None or hasattr(node, "shape"):
+        return "absent" if node is None else f"an array {node.shape}"
+    fields = dataclasses.fields(node) if dataclasses.is_dataclass(node) else ()
+    settings = {field.name: getattr(node, field.name) for field in fields}
+    plain = {name: value for name, value in settings.items() if isinstance(value, int | float | str)}
+    return f"{type(node).__name__} {plain or ''}".strip()
+
+
+def _stored_as(arrays: Arrays, dtype: np.dtype[Any]) -> Arrays:
+    """The arrays on the host as they will stand in a file; raises ValueError where one could not be read again."""
+    if dtype.str[1:] not in ("f2", "f4", "f8"):
+        raise ValueError(f"dtype must be float16, float32 or float64, got {dtype}")
+    with np.errstate(over="ignore"):
+        stored = {name: to_host(array).astype(dtype) for name, array in arrays.items()}
+    for name, array in stored.items():
+        if not np.isfinite(array).all():
+            raise ValueError(f"{name} holds a number that is not finite in {dtype}, and would not be read again")
+    return stored
 
 
 def load_model(folder: str | Path | None = None, dtype: npt.DTypeLike = np.float32) -> Transformer:
     """Read a model folder, by default the base that ships, and compute in `dtype` whatever it is stored in."""
     folder = BASE if folder is None else Path(folder)
-    config = _checked(TransformerConfig, read_json(folder / "config.json"), folder / "config.json")
-    arrays, _ = read_arrays(folder / "model.safetensors")
-    return _filled(skeleton(config), arrays, folder / "model.safetensors", dtype, parameters(skeleton(config)))
+    about, path = read_json(folder / "config.json"), folder / "config.json"
+    config = _checked(TransformerConfig, about, path)
+    arrays, header = read_arrays(folder / "model.safetensors")
+    _check_about(about, header, path)
+    plain = skeleton(config)
+    return _filled(plain, arrays, folder / "model.safetensors", dtype, parameters(plain))
 
 
 def save_adapter(folder: str | Path, model: Transformer, method: Method, base: Transformer | str) -> None:
     """Write what the method trained of this adapted model into an existing folder; base is its base, or the digest."""
     model, method = method.stored(model)
     about = {"base": base if isinstance(base, str) else digest(base), **described(method)}
-    write_arrays(Path(folder) / "adapter.safetensors", method.trained(model), {})
+    write_arrays(Path(folder) / "adapter.safetensors", method.trained(model), {ABOUT: json.dumps(about)})
     write_json(Path(folder) / "adapter.json", about)
 
 
@@ -84,11 +125,12 @@ def load_adapter(folder: str | Path, base: Transformer) -> tuple[Transformer, Me
     try:
         method = method_from(_first_form(about))
         adapted = method.apply(base, None)
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ValueError(f"{path}: {error}") from None
     if "scaling" in about and about["scaling"] != {p: m.scaling for p, m in adapters(adapted).items()}:
         raise ValueError(f"{path}: 'scaling' does not follow from 'lora'")
-    arrays, _ = read_arrays(folder / "adapter.safetensors")
+    arrays, header = read_arrays(folder / "adapter.safetensors")
+    _check_about(about, header, path)
     dtype = place_of(base).dtype
     return _filled(adapted, arrays, folder / "adapter.safetensors", dtype, method.trained(adapted)), method
 
@@ -152,115 +194,50 @@ def write_arrays(path: Path, arrays: Mapping[str, Array], header: Mapping[str, s
     from safetensors.numpy import save
 
     contiguous = {name: np.asarray(to_host(array), order="C") for name, array in arrays.items()}
-    write_atomically(path, save(contiguous, {**header, DIGEST: _digest_of_bytes(contiguous)}))
+    ours = json.dumps({**header, DIGEST: _digest_of_bytes(contiguous, header)}, sort_keys=True)
+    write_atomically(path, save(contiguous, {HEADER: ours}))
 
 
 def read_arrays(path: Path) -> tuple[Arrays, dict[str, str]]:
     """The arrays and the header of a safetensors file; its numbers must be finite, and those that were written."""
     from safetensors import SafetensorError, safe_open
 
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing")
+    check_regular(path)
     try:
         with safe_open(path, framework="numpy") as file:
             for name in file.keys():  # noqa: SIM118
                 if (kind := file.get_slice(name).get_dtype()) not in ("F16", "F32", "F64"):
                     raise ValueError(f"{path}: {name} must hold floating-point numbers, got {kind}")
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            header = dict(file.metadata() or {})
+            header = _header(file.metadata() or {}, path)
     except SafetensorError as error:
         raise ValueError(f"{path} is truncated or corrupted: {error}") from None
     for name, array in arrays.items():
         if not np.isfinite(array).all():
             raise ValueError(f"{path}: {name} holds a number that is not finite")
-    if header.pop(DIGEST, None) not in (None, _digest_of_bytes(arrays)):
-        raise ValueError(f"{path} is corrupted: its numbers are not those that were written")
+    written = header.pop(DIGEST, None)
+    # Of other software there is none; earlier versions digested the numbers alone.
+    if not (written is None or written == _digest_of_bytes(arrays, header) or written == _digest_of_bytes(arrays, {})):
+        raise ValueError(f"{path} is corrupted: its numbers or its header are not those that were written")
     return arrays, header
 
 
-def _digest_of_bytes(arrays: Arrays) -> str:
-    sha = hashlib.sha256()
+def _header(metadata: Mapping[str, str], path: Path) -> dict[str, str]:
+    """What was written with the arrays; an earlier version wrote it as it is."""
+    if HEADER not in metadata:
+        return dict(metadata)
+    try:
+        return {str(name): str(value) for name, value in json.loads(metadata[HEADER]).items()}
+    except (ValueError, AttributeError, RecursionError):
+        raise ValueError(f"{path} is corrupted: what lora_np wrote into its header is not JSON") from None
+
+
+def _digest_of_bytes(arrays: Arrays, header: Mapping[str, str]) -> str:
+    sha = hashlib.sha256(json.dumps(header, sort_keys=True).encode() if header else b"")
     for name in sorted(arrays):
         sha.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
         sha.update(arrays[name].tobytes())
     return sha.hexdigest()
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON object whole or not at all."""
-    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(value).__name__}")
-    return value
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write beside, flush to disk, then rename: a reader meets the old file or the new one, never a part."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(beside, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except OSError as error:
-        if error.errno is None:
-            raise
-        raise OSError(error.errno, error.strerror, str(path)) from None  # so that the message names the file
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-@contextmanager
-def new_folder(path: str | Path, *, overwrite: bool = False, keep: bool = False) -> Iterator[Path]:
-    """A folder that appears at `path` when the block ends well; until then it is `path` + '.partial'.
-
-    After an error the part is removed, unless `keep`: then it stays, to be resumed. Raises FileExistsError when `path`
-    exists and may not be overwritten.
-    """
-    path = Path(path)
-    check_free(path, overwrite=overwrite)
-    partial = partial_folder(path)
-    if not keep:
-        shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True, exist_ok=True)
-    try:
-        yield partial
-    except BaseException:
-        if not keep or not any(partial.iterdir()):
-            shutil.rmtree(partial, ignore_errors=True)
-        raise
-    if not path.exists():
-        partial.rename(path)
-        return
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as aside:
-        old = path.rename(Path(aside) / path.name)
-        try:
-            partial.rename(path)
-        except BaseException:
-            old.rename(path)
-            raise
-
-
-def partial_folder(path: str | Path) -> Path:
-    """Where a folder is built before it appears at `path`."""
-    return Path(path).with_name(Path(path).name + ".partial")
-
-
-def check_free(path: str | Path, *, overwrite: bool) -> None:
-    """Raise FileExistsError when `path` exists and may not be overwritten."""
-    if Path(path).exists() and not overwrite:
-        raise FileExistsError(f"{path} exists: choose another --out, or allow --overwrite")
 
 
 def _filled(
@@ -281,5 +258,19 @@ def _check_fits(arrays: Arrays, expected: Mapping[str, Array], path: Path) -> No
 def _checked(kind: Any, settings: Mapping[str, Any], path: Path) -> Any:
     try:
         return kind(**settings)
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def _check_about(about: Mapping[str, Any], header: Mapping[str, str], path: Path) -> None:
+    """Raise ValueError, naming the first difference, when a description is not that of the arrays beside it."""
+    try:
+        then = dict(json.loads(header.get(ABOUT, "null") or "null") or about)  # none: of other software, or earlier
+    except (ValueError, TypeError, RecursionError):
+        then = {}
+    for key in sorted(set(then) | set(about)):
+        if then.get(key) != about.get(key):
+            raise ValueError(
+                f"{path} was changed: {key} was {then.get(key)!r} when the arrays beside it were written, "
+                f"now it is {about.get(key)!r}"
+            )

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any, TypeVar
 
+from .stopping import unless_asked
+
 Item = TypeVar("Item")
 
 LINES_EVERY = 5.0  # seconds between plain lines, the first and the last aside
@@ -19,10 +21,13 @@ def watch(
     done: int = 0,
     show: Callable[[Item], str] | None = None,
 ) -> Iterator[Item]:
-    """Pass the items on, showing on stderr how far they are and what `show` says of the latest."""
+    """Pass the items on, showing on stderr how far they are and what `show` says of the latest.
+
+    Raises KeyboardInterrupt in place of an item once this process was asked to stop, wherever that was swallowed.
+    """
     if total is None and isinstance(items, Sized):
         total = len(items)
-    return (_bar if sys.stderr.isatty() else _lines)(items, label, total, done, show)
+    return (_bar if sys.stderr.isatty() else _lines)(unless_asked(items), label, total, done, show)
 
 
 def describe(record: Any) -> str:

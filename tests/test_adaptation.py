@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 from builders import hashes, model
 
-from lora_np import adaptation, files
+from lora_np import adaptation, files, folders
 from lora_np.adaptation import CHECKPOINT, DataConfig, Interrupted, Result, adapt_to_file, bits_per_byte, read_file
 from lora_np.costs import lora_count
-from lora_np.files import load_adapter, partial_folder, read_arrays, write_arrays
+from lora_np.files import load_adapter, read_arrays, write_arrays
+from lora_np.folders import partial_folder
 from lora_np.lora import LoraConfig, adapters
+from lora_np.marks import MARK
 from lora_np.model import Transformer
 from lora_np.optimization import TrainingConfig
 from lora_np.parameters import parameters, with_parameters
@@ -94,7 +96,7 @@ def test_a_run_moves_every_trained_array_and_leaves_exactly_an_adapter(file: Pat
     trained, _ = load_adapter(file.parent / "out", start)
     assert all(abs(module.B).max() > 0 for module in adapters(trained).values())
     assert hashes(parameters(start)) == before
-    assert names(file.parent / "out") == ["adapter.json", "adapter.safetensors"]
+    assert names(file.parent / "out") == [MARK, "adapter.json", "adapter.safetensors"]
     assert names(file.parent) == ["out", "pairs.tsv"]
 
 
@@ -160,7 +162,7 @@ def test_a_run_killed_just_before_its_folder_appears_can_be_resumed(
 
     run(file, "whole")
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "rename", killed)
+        patched.setattr(folders, "rename_new", killed)
         with pytest.raises(SystemError):
             run(file)
     run(file, resume=True)
@@ -173,7 +175,7 @@ def test_what_a_killed_process_left_beside_its_checkpoint_is_not_delivered(file:
     checkpoint = checkpoint_of(file)
     checkpoint.with_name(f".{CHECKPOINT}.{os.getpid() + 1}").write_bytes(b"half a chec")  # killed before its rename
     run(file, resume=True)
-    assert names(file.parent / "out") == ["adapter.json", "adapter.safetensors"]
+    assert names(file.parent / "out") == [MARK, "adapter.json", "adapter.safetensors"]
 
 
 # another run is refused

@@ -29,6 +29,7 @@ from lora_np.bench.sizes import GENERATION, RandomTokens
 from lora_np.bench.workloads import WORKLOADS, Task
 from lora_np.costs import step_multiply_adds
 from lora_np.figures.bench import time_and_memory
+from lora_np.marks import MARK
 
 LITTLE = Size("little", 16, 2, 2, 4, 12, 32)  # a millisecond or two a step
 parity = pytest.mark.skipif(
@@ -428,7 +429,7 @@ def test_the_command_writes_its_folder_and_prints_json(tmp_path: Path) -> None:
     said, progress = child.communicate(timeout=300)
     assert child.returncode == 0, progress
     assert json.loads(said)["sizes"][0]["batch"] == 2
-    assert sorted(path.name for path in (tmp_path / "found").iterdir()) == ["bench.json", "bench.md", "bench.png"]
+    assert sorted(path.name for path in (tmp_path / "found").iterdir()) == [MARK, "bench.json", "bench.md", "bench.png"]
     assert json.loads((tmp_path / "found/bench.json").read_text()) == json.loads(said)
     assert "| tiny |" in (tmp_path / "found/bench.md").read_text()
     assert "timing 1/" in progress

@@ -24,6 +24,7 @@ from builders import model
 
 from lora_np.costs import lora_count, named_shape, parameter_count
 from lora_np.files import load_model, read_arrays, save_model, write_arrays
+from lora_np.marks import MARK
 from lora_np.parameters import count, parameters, with_parameters
 
 MAIN = "from lora_np.cli import main; main()"
@@ -110,7 +111,7 @@ def test_adapt_writes_an_adapter_and_says_what_it_gained(desk: Path) -> None:
     ).groups()
     assert float(gain) == pytest.approx(before - after, abs=1.01e-4)  # three numbers, each rounded to four places
     assert int(size.replace(",", "")) == (desk / "new" / "adapter.safetensors").stat().st_size
-    assert sorted(path.name for path in (desk / "new").iterdir()) == ["adapter.json", "adapter.safetensors"]
+    assert sorted(path.name for path in (desk / "new").iterdir()) == [MARK, "adapter.json", "adapter.safetensors"]
 
 
 def test_the_same_command_writes_the_same_bytes_whatever_the_number_of_threads(desk: Path) -> None:
@@ -403,7 +404,7 @@ OTHER_COMMANDS: dict[str, list[str]] = {
     "verify ad nowhere --base base": ["nowhere/config.json", "missing"],
     "verify ad": ["merged"],
     "adapt pairs.tsv --out ad --base base": ["ad exists", "--overwrite"],
-    "adapt pairs.tsv --out pairs.tsv --base base": ["pairs.tsv exists", "--overwrite"],
+    "adapt pairs.tsv --out pairs.tsv --base base": ["pairs.tsv exists", "a regular file"],
     "adapt pairs.tsv --out . --base base": ["exists"],
     "adapt --out new": ["file"],
     "params": ["model"],

@@ -20,7 +20,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
-from lora_np import files
 from lora_np.costs import adapter_bytes, lora_count
 from lora_np.files import (
     digest,
@@ -28,22 +27,19 @@ from lora_np.files import (
     load_adapter,
     load_checkpoint,
     load_model,
-    new_folder,
-    partial_folder,
     read_arrays,
-    read_json,
     save_adapter,
     save_checkpoint,
     save_model,
     write_arrays,
-    write_atomically,
-    write_json,
 )
 from lora_np.lora import LoraConfig, adapters
+from lora_np.marks import MARK
 from lora_np.model import Transformer
 from lora_np.names import PRESETS
 from lora_np.optimization import TrainingState
 from lora_np.parameters import count, parameters, with_parameters
+from lora_np.reading import read_json
 
 RUN = {"rank": 2, "targets": ("query", "value"), "file": "3f2a"}
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -123,7 +119,7 @@ def test_a_model_is_read_back_bit_for_bit(tmp_path: Path, changes: dict[str, Any
     found = load_model(tmp_path / "m")
     assert found.config == start.config
     assert hashes(parameters(found)) == hashes(parameters(start))
-    assert sorted(path.name for path in (tmp_path / "m").iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "m").iterdir()) == [MARK, "config.json", "model.safetensors"]
 
 
 def test_a_model_stored_in_float16_computes_in_float32_with_the_stored_numbers(tmp_path: Path) -> None:
@@ -453,147 +449,13 @@ def test_a_pickle_in_disguise_is_refused_and_nothing_in_it_is_executed(tmp_path:
     assert not mark.exists()
 
 
-# whole or not at all
-
-
-@pytest.mark.parametrize("fails", ["fsync", "replace"])
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
-) -> None:
-    def full(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    write_json(tmp_path / "a.json", {"a": 1})
-    before = listing(tmp_path)
-    monkeypatch.setattr(os, fails, full)
-    with pytest.raises(OSError, match="No space left"):
-        write_json(tmp_path / "a.json", {"a": 2})
-    with pytest.raises(OSError, match="No space left"):
-        write_arrays(tmp_path / "new", {"A": np.ones(2)}, {})
-    assert listing(tmp_path) == before
-
-
-def test_until_the_rename_a_reader_meets_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, met = tmp_path / "a", []
-    path.write_bytes(b"old")
-    rename = os.replace
-
-    def looking(source: Path, target: Path) -> None:
-        met.append(path.read_bytes())
-        rename(source, target)
-        met.append(path.read_bytes())
-
-    monkeypatch.setattr(os, "replace", looking)
-    write_atomically(path, b"new")
-    assert met == [b"old", b"new"]
-    assert listing(tmp_path) == {"a": b"new"}
-
-
-def test_an_existing_folder_is_refused_and_replaced_when_asked(tmp_path: Path) -> None:
-    save_model(tmp_path / "m", base())
-    before = listing(tmp_path)
-    refused(lambda: save_model(tmp_path / "m", base(seed=1)), str(tmp_path / "m"), "exists")
-    assert listing(tmp_path) == before
-    save_model(tmp_path / "m", base(seed=1), overwrite=True)
-    assert digest(load_model(tmp_path / "m")) == digest(base(seed=1)) != digest(base())
-    assert [path.name for path in tmp_path.iterdir()] == ["m"]
-
-
-def test_replacing_a_folder_that_fails_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save_model(tmp_path / "m", base())
-    before = listing(tmp_path)
-
-    def fails(*_: Any) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr(files, "write_json", fails)  # the second file of the two
-    with pytest.raises(OSError, match="disk full"):
-        save_model(tmp_path / "m", base(seed=1), overwrite=True)
-    with pytest.raises(OSError, match="disk full"):
-        save_model(tmp_path / "another", base(seed=1))
-    assert listing(tmp_path) == before
+# what is not written
 
 
 def test_an_adapted_model_is_not_saved_as_a_plain_one(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="merge it"):
         save_model(tmp_path / "m", adapted(base()))
     assert not list(tmp_path.iterdir())
-
-
-def test_a_new_folder_appears_when_its_block_ends_well(tmp_path: Path) -> None:
-    out = tmp_path / "far" / "out"
-    with new_folder(out) as folder:
-        (folder / "a").write_bytes(b"1")
-        assert folder == partial_folder(out)
-        assert not out.exists()
-    assert listing(tmp_path) == {"far/out/a": b"1"}
-
-
-def test_what_an_earlier_attempt_left_is_not_taken_over_unless_it_is_to_be_kept(tmp_path: Path) -> None:
-    partial_folder(tmp_path / "out").mkdir()
-    (partial_folder(tmp_path / "out") / "left").write_bytes(b"1")
-    with new_folder(tmp_path / "out", keep=True) as folder:
-        assert (folder / "left").exists()
-    partial_folder(tmp_path / "other").mkdir()
-    (partial_folder(tmp_path / "other") / "left").write_bytes(b"1")
-    with new_folder(tmp_path / "other") as folder:
-        assert not (folder / "left").exists()
-
-
-def interrupted(path: Path, keep: bool, **contents: bytes) -> None:
-    """A new folder whose block is interrupted after it has written the contents."""
-    with new_folder(path, keep=keep) as folder:
-        for name, content in contents.items():
-            (folder / name).write_bytes(content)
-        raise KeyboardInterrupt
-
-
-@pytest.mark.parametrize("keep", [False, True])
-def test_after_an_error_a_new_folder_is_gone_unless_it_holds_what_is_to_be_kept(tmp_path: Path, keep: bool) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        interrupted(tmp_path / "empty", keep)
-    assert not list(tmp_path.iterdir())
-    with pytest.raises(KeyboardInterrupt):
-        interrupted(tmp_path / "out", keep, a=b"1")
-    assert listing(tmp_path) == ({"out.partial/a": b"1"} if keep else {})
-
-
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_a_folder_of_the_users_that_ends_in_old_is_not_touched(tmp_path: Path, overwrite: bool) -> None:
-    (tmp_path / "out.old").mkdir()
-    (tmp_path / "out.old" / "mine").write_bytes(b"precious")
-    if overwrite:
-        (tmp_path / "out").mkdir()
-    save_model(tmp_path / "out", base(), overwrite=overwrite)
-    assert digest(load_model(tmp_path / "out")) == digest(base())
-    assert listing(tmp_path / "out.old") == {"mine": b"precious"}
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.old"]
-
-
-def test_a_file_in_the_way_is_replaced_when_asked_and_leaves_nothing(tmp_path: Path) -> None:
-    (tmp_path / "out").write_text("a file")
-    with pytest.raises(FileExistsError, match="exists"):
-        save_model(tmp_path / "out", base())
-    save_model(tmp_path / "out", base(), overwrite=True)
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-def test_a_new_folder_that_cannot_take_its_place_leaves_the_old_one_in_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    save_model(tmp_path / "out", base())
-    before = listing(tmp_path / "out")
-    rename = Path.rename
-
-    def fails_for_the_new(path: Path, target: Any) -> Path:
-        if path == partial_folder(tmp_path / "out"):
-            raise OSError("cannot rename")
-        return rename(path, target)
-
-    monkeypatch.setattr(Path, "rename", fails_for_the_new)
-    with pytest.raises(OSError, match="cannot rename"):
-        save_model(tmp_path / "out", base(seed=1), overwrite=True)
-    assert listing(tmp_path / "out") == before
 
 
 # the digest

@@ -15,6 +15,7 @@ import pytest
 from test_cli import MAIN, done, findings, tiny_base
 
 from lora_np.files import load_adapter, load_model, read_arrays
+from lora_np.marks import MARK
 
 STEPS = 400
 LINE = ["adapt", "pairs.tsv", "--base", "base", "--steps", str(STEPS), "--batch-size", "8", "--dropout", "0.1", "--out"]
@@ -98,7 +99,7 @@ def test_a_run_that_is_asked_to_stop_saves_says_so_and_goes_on_to_the_same_bits(
     stopped = re.fullmatch(r"lora-np: interrupted after step (\d+); --resume continues", said)
     assert stopped, said
     assert int(stopped[1]) == steps_kept(made, out) >= 1
-    assert sorted(path.name for path in (made / f"{out}.partial").iterdir()) == ["checkpoint.safetensors"]
+    assert sorted(path.name for path in (made / f"{out}.partial").iterdir()) == [MARK, "checkpoint.safetensors"]
     with begun(made, out, "--resume") as process:
         assert first_line(process).startswith(f"step {int(stopped[1]) + 1}/")
         process.communicate(timeout=60)

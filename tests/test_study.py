@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from builders import moved, rescaled
 
-from lora_np import files, gradients
+from lora_np import files, folders, gradients
 from lora_np.config import TransformerConfig
 from lora_np.lora import adapters, delta
+from lora_np.marks import MARK
 from lora_np.methods import adapt
 from lora_np.model import initialize
 from lora_np.paper import proofs, report, results, study
@@ -71,9 +72,9 @@ def test_a_study_leaves_a_complete_folder(made: tuple[Path, results.StudyResult]
     assert result.holds, result.claims
     names = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
     pictures = {"learning_curves.png", "loss_against_rank.png", "merge_error.png"}
-    folders = {f"adapters/rank-{r}/adapter.{kind}" for r in (1, 2) for kind in ("json", "safetensors")}
-    assert names == {"report.html", "study.json", *pictures, *folders}
-    assert not files.partial_folder(out).exists()
+    of_ranks = {f"adapters/rank-{r}/adapter.{kind}" for r in (1, 2) for kind in ("json", "safetensors")}
+    assert names == {MARK, "report.html", "study.json", *pictures, *of_ranks}
+    assert not folders.partial_folder(out).exists()
 
 
 def test_the_json_holds_every_number_of_the_result(made: tuple[Path, results.StudyResult]) -> None:
@@ -310,7 +311,7 @@ def test_a_stopped_study_leaves_no_folder_and_goes_on_where_it_was(
     result = study.study(out, CONFIG, base=base, resume=True, watch=watch)
     assert fitted == ["rank-2"]
     assert timeless(result) == timeless(made[1])
-    assert not files.partial_folder(out).exists()
+    assert not folders.partial_folder(out).exists()
 
 
 def test_an_unfinished_study_is_neither_lost_nor_mixed_with_another(base: Path, tmp_path: Path) -> None:
@@ -328,7 +329,7 @@ def test_a_damaged_part_is_refused(base: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         study.study(out, CONFIG, base=base, watch=stop_at("rank-1"))
-    part = files.partial_folder(out) / study.PARTS / "gradients.json"
+    part = folders.partial_folder(out) / study.PARTS / "gradients.json"
     part.write_text("{}")
     with pytest.raises(ValueError, match="'of' is missing"):
         study.study(out, CONFIG, base=base, resume=True)

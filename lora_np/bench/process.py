@@ -14,6 +14,7 @@ import tempfile
 import time
 import tracemalloc
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,21 @@ import numpy as np
 from ..devices import library
 from ..memory import peak_bytes
 from ..threads import thread_map, worker_count
-from .sizes import Task
+from .sizes import Size, Task
 from .workloads import WORKLOADS
+
+PACKAGE = Path(__file__).parents[1] / "__init__.py"
+
+
+# A child imports the very package that runs here, by its file; from the current folder it imports nothing (-P).
+CHILD = """
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("lora_np", sys.argv[1])
+sys.modules["lora_np"] = package = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(package)
+from lora_np.bench.process import serve, task_of
+serve(task_of(sys.argv[2]))
+"""
 
 
 class ChildError(ArithmeticError):
@@ -37,7 +51,7 @@ class Process:
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         # A session of its own: Ctrl-C reaches the parent alone, which then ends the child.
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "lora_np.bench", json.dumps(asdict(task))],
+            [sys.executable, "-P", "-c", CHILD, str(PACKAGE), json.dumps(asdict(task))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -73,6 +87,12 @@ class Process:
             said = self._errors.read().strip().splitlines() or [f"exit code {code}"]
             raise ChildError(f"{self.task.workload}, {self.task.size.name}: {said[-1]}")
         return dict(json.loads(line))
+
+
+def task_of(text: str) -> Task:
+    """A task from its JSON."""
+    settings = json.loads(text)
+    return Task(**{**settings, "size": Size(**settings["size"])})
 
 
 def serve(task: Task) -> None:

@@ -66,11 +66,13 @@ def adapt(
 
     Example: lora-np adapt pairs.tsv --out my-adapter --rank 4 --targets qv
     """
-    from ..adaptation import DataConfig, adapt_to_file
-    from ..files import load_model
+    from ..adaptation import ADAPTER, DataConfig, adapt_to_file
+    from ..files import BASE, load_model
+    from ..folders import check_free
     from ..optimization import TrainingConfig
     from ..progress import describe, watch
 
+    check_free(out, ADAPTER, overwrite=overwrite, resume=resume, inputs=(file, base or BASE))
     prompt, reference = two_names("--fields", fields)
     data = DataConfig(
         format, two_columns(columns), prompt, reference, truncate, fraction("--held-out", held_out), batch_size, seed
@@ -125,9 +127,10 @@ def generate(
     if tokens < 1:
         raise ValueError(f"--tokens must be at least 1, got {tokens}")
     model, tokenizer = load_model(base), ByteTokenizer()
-    if adapter is not None:
-        model, _ = load_adapter(adapter, model)
     given = np.append(tokenizer.end, tokenizer.encode(prompt)) if raw else prompt_tokens(prompt, tokenizer)
+    if adapter is not None:
+        model, method = load_adapter(adapter, model)
+        given = method.given(given, model.config)
     rng = np.random.default_rng(seed_of(seed))
     found = generated(to_device(model, device), given, tokens, temperature=temperature, rng=rng, end=tokenizer.end)
     say(tokenizer.decode(np.array(list(found), dtype=np.int64)))

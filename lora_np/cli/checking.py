@@ -64,11 +64,12 @@ def merge(adapter: AdapterFolder, out: Out, base: Base = None, overwrite: Overwr
 
     Example: lora-np merge my-adapter --out my-model
     """
-    from ..files import check_free, load_adapter, load_model, save_model
+    from ..files import BASE, MODEL, load_adapter, load_model, save_model
+    from ..folders import check_free
     from ..wrappers import merge as merged
     from ..wrappers import wrappers
 
-    check_free(out, overwrite=overwrite)
+    check_free(out, MODEL, overwrite=overwrite, inputs=(adapter, base or BASE))
     model, _ = load_adapter(adapter, load_model(base))
     found = wrappers(model)
     save_model(out, merged(model) if found else model, overwrite=overwrite)

@@ -1,29 +1,37 @@
 r"""From a command line to an exit code: every expected error becomes one line on stderr.
 
-Exit code 0: done and holds; 1: done and does not hold; 2: bad input; 130: interrupted.
+Exit code 0: done and holds; 1: done and does not hold; 2: bad input, or findings that could not be written to stdout;
+130: interrupted.
 """
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
 import warnings
 from collections.abc import Sequence
 
+from .. import stopping
 from ..adaptation import Interrupted
 from ..devices import DeviceMemoryError
 from .options import app
+from .streams import lost, one_line, open_closed, steady
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; every expected error becomes one line on stderr and an exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
-    warnings.showwarning = lambda message, *_, **__: print(f"lora-np: warning: {message}", file=sys.stderr)
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    sys.exit(code_of(arguments))
+    sys.path[:] = [place for place in sys.path if place]  # nothing that lies in the current folder is imported
+    open_closed()
+    sys.stdout, sys.stderr = steady(sys.stdout, 1), steady(sys.stderr, 2)
+    warnings.showwarning = lambda message, *_, **__: _say(f"warning: {message}")
+    stopping.heed()
+    try:
+        code = code_of(arguments)
+    except KeyboardInterrupt:  # while the last line was being said
+        code = 130
+    stopping.disregard()
+    if (reason := lost()) and code == 0:
+        code = _fail(reason, 2)
+    sys.exit(code)
 
 
 def code_of(arguments: Sequence[str] | None) -> int:
@@ -34,25 +42,28 @@ def code_of(arguments: Sequence[str] | None) -> int:
         return _fail(f"{stopped}; --resume continues", 130)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except (OSError, ValueError, TypeError, ArithmeticError, MemoryError, ImportError) as error:
-        return _fail(_one_line(error), 2)
+        if stopping.asked() and isinstance(error, ImportError):  # what some libraries make of Ctrl-C
+            return _fail("interrupted", 130)
+        return _fail(_in_words(error), 2)
     except Exception as error:  # typer's own errors of usage; anything else is a defect and shows its traceback
         if not hasattr(error, "format_message"):
             raise
-        return _fail(_one_line(error.format_message()), 2)
+        return _fail(error.format_message(), 2)
 
 
 def _fail(line: str, code: int) -> int:
-    print(f"lora-np: {line}", file=sys.stderr)
+    _say(line)
     return code
 
 
-def _one_line(error: object) -> str:
+def _say(line: str) -> None:
+    print(one_line(f"lora-np: {line}"), file=sys.stderr)
+
+
+def _in_words(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     if isinstance(error, MemoryError):
         return f"not enough memory: {error}" if isinstance(error, DeviceMemoryError) else "not enough memory"
-    return " ".join(str(error).split())
+    return str(error)

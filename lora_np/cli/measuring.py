@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from ..marks import Kind
+from ..writing import write_atomically, write_json
 from .options import ALL_SIZES, AsJson, Base, Device, Out, Overwrite, Resume, Seed, app, say, seed_of, table
+
+BENCH = Kind("bench", ("bench.json", "bench.md", "bench.png"))
 
 
 @app.command()
@@ -57,19 +62,18 @@ def bench(
     from ..bench import BenchConfig, markdown, named_size, tables
     from ..bench import bench as measured
     from ..figures.bench import time_and_memory
-    from ..files import check_free, new_folder
+    from ..folders import new_folder
     from ..progress import watch
 
-    if out is not None:
-        check_free(out, overwrite=overwrite)
     chosen = tuple(named_size(name.strip(), batch) for name in sizes.split(","))
     rounds = rounds if rounds is not None else 5 if peers else 3
     config = BenchConfig(chosen, rounds, peers, growth, workers, device, seed_of(seed))
-    report = measured(config, lambda lines, total: watch(lines, "timing", total, show=str))
-    if out is not None:
-        with new_folder(out, overwrite=overwrite) as folder:
-            (folder / "bench.json").write_text(json.dumps(report.as_dict(), indent=2) + "\n")
-            (folder / "bench.md").write_text(markdown(report))
+    place = nullcontext() if out is None else new_folder(out, BENCH, overwrite=overwrite)
+    with place as folder:  # before anything is measured: a place that cannot be written would lose it
+        report = measured(config, lambda lines, total: watch(lines, "timing", total, show=str))
+        if folder is not None:
+            write_json(folder / "bench.json", report.as_dict())
+            write_atomically(folder / "bench.md", markdown(report).encode())
             time_and_memory(report).savefig(folder / "bench.png", dpi=150)
     if as_json:
         say(json.dumps(report.as_dict(), indent=2))

@@ -2,12 +2,15 @@ r"""What the commands share: their options, how text becomes settings, and how f
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
+
+from .streams import printable
 
 app = typer.Typer(
     help="Understand and verify low-rank adaptation, in NumPy.",
@@ -40,8 +43,8 @@ ALL_SIZES = "tiny,small,mid,gpt2,long"
 
 
 def say(line: str) -> None:
-    """A finding, on stdout."""
-    print(line, flush=True)
+    """A finding, on stdout; a terminal is not made to obey what stands in a file."""
+    print(printable(line, kept="\n\t") if sys.stdout.isatty() else line, flush=True)
 
 
 def table(title: str, head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
@@ -54,7 +57,8 @@ def table(title: str, head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> Non
         shown.add_column(name, overflow="fold")  # on a narrow terminal too, no figure is cut
     for row in rows:
         shown.add_row(*row)
-    widest = None if sys.stdout.isatty() else 160
+    # COLUMNS=0 is no width to shutil; in fewer than 20 columns even rich shows nothing of a table of two
+    widest = max(20, shutil.get_terminal_size().columns) if sys.stdout.isatty() else 160
     Console(width=widest, highlight=False, markup=False).print(shown)
 
 

@@ -68,7 +68,7 @@ def prepended_forward(P: Array, k: Array, /, *, wanted: Wanted) -> tuple[Array, 
 
 def prepended_backward(saved: Any, dy: Array, wanted: Wanted) -> list[Array]:
     """(P5) and (P6)."""
-    gradient = {"P": lambda: dy[:, :saved].sum(axis=0), "k": lambda: dy[:, saved:]}
+    gradient: dict[str, Callable[[], Array]] = {"P": lambda: dy[:, :saved].sum(axis=0), "k": lambda: dy[:, saved:]}
     return [gradient[name]() for name in wanted]
 
 

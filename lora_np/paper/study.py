@@ -10,10 +10,10 @@ The bits per byte here are those of the references and of the END behind each; p
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import platform
-import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -23,20 +23,23 @@ from typing import Any
 
 import numpy as np
 
-from .. import adaptation, figures, files, gradients
+from .. import adaptation, figures, files, folders, gradients
 from ..adaptation import Text
 from ..arrays import Array
 from ..certificate import certify
 from ..devices import to_device
 from ..generation import generate as generated
+from ..marks import Kind
 from ..methods import adapt
 from ..model import Transformer
 from ..parameters import count
 from ..progress import describe
 from ..proofs import prove_maps
+from ..reading import read_json
 from ..tasks import Example, bits_per_byte_floor, epoch, generate, prompt_tokens, split
 from ..tokenizers import ByteTokenizer
 from ..wrappers import merge, unwrapped
+from ..writing import write_atomically, write_json
 from .report import pictures, report
 from .results import Run, StudyConfig, StudyResult
 
@@ -47,6 +50,11 @@ BITS = 1.0 / math.log(2.0)  # bits in a nat
 PROBES = 8  # held-out sequences on which a merge is proved: more than a thousand rows for every map
 LONGEST = 120  # bytes of a sample; references are shorter
 PARTS = "parts"  # where an unfinished study keeps what is finished
+STUDY = Kind(
+    "study",
+    ("report.html", "study.json", "*.png", "adapters/*/adapter.json", "adapters/*/adapter.safetensors", "parts/*.json"),
+    resumes="parts/*.json",
+)
 
 
 @dataclass(frozen=True)
@@ -95,17 +103,21 @@ def study(
     ValueError when there is nothing to resume, or something of other settings.
     """
     began = time.perf_counter()
+    folders.check_free(out, STUDY, overwrite=overwrite, resume=resume, inputs=(base or files.BASE,))
     model = files.load_model(base)
     task = Task.draw(config, model)
     of = _plain({**asdict(config), **_versions(), "base": files.digest(model)})
-    _make_way(Path(out), resume=resume, overwrite=overwrite)
     try:
-        with files.new_folder(out, overwrite=overwrite, keep=True) as folder:
+        with folders.new_folder(out, STUDY, overwrite=overwrite, resume=resume) as folder:
             result = _Work(folder, of, model, task, config, watch, say).result(began)
             _write(folder, result)
     except KeyboardInterrupt:
-        say(f"stopped: what is finished stays in {files.partial_folder(out)}, and --resume goes on from there")
+        if (partial := folders.partial_folder(out)).exists():
+            say(f"stopped: what is finished stays in {partial}, and --resume goes on from there")
         raise
+    for part in (Path(out) / PARTS).glob("*.json"):  # only now: until the folder is in its place they may be needed
+        part.unlink()
+    (Path(out) / PARTS).rmdir()
     return result
 
 
@@ -182,21 +194,6 @@ def _sample(model: Transformer, example: Example) -> str:
 # --------------------------------------------------------------------------------------- what a stopped study keeps
 
 
-def _make_way(out: Path, *, resume: bool, overwrite: bool) -> None:
-    """Raise, unless the study may begin or go on; what an unfinished one left is removed when it shall not go on."""
-    files.check_free(out, overwrite=overwrite)
-    partial = files.partial_folder(out)
-    unfinished = any((partial / PARTS).glob("*.json"))
-    if resume and not unfinished:
-        raise FileNotFoundError(f"nothing to resume: {partial} holds no unfinished study")
-    if unfinished and not (resume or overwrite):
-        raise FileExistsError(
-            f"{partial} holds an unfinished study: continue it with --resume, or discard it with --overwrite"
-        )
-    if not resume:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
 @dataclass(frozen=True)
 class _Work:
     """A study on its way; `of` says which study it is, and stands in every part that it keeps."""
@@ -246,13 +243,13 @@ class _Work:
 
     def run(self, base_loss: float, rank: int, seed: int) -> Run:
         label = self.config.label(rank, seed)
-        kept = self._kept(label)
+        kept, folder = self._kept(label), self.folder / "adapters" / label
         if kept is None:
-            folder = self.folder / "adapters" / label
             done = run(self.model, base_loss, self.task, self.config, rank, seed, folder, self.watch)
             self._keep(label, asdict(done))
         else:
             done = Run.from_dict(kept)
+            self._check_adapter(folder, done, label)
         self.say(
             f"{label}: {done.predicted:,} predicted = {done.counted:,} counted = {done.stored:,} stored parameters in "
             f"{done.file_bytes:,} bytes; {done.loss:.4f} bits per held-out byte; merging uses {done.used:.2g} of its "
@@ -262,28 +259,49 @@ class _Work:
 
     def _keep(self, name: str, part: Mapping[str, Any]) -> None:
         (self.folder / PARTS).mkdir(exist_ok=True)
-        files.write_json(self.folder / PARTS / f"{name}.json", {"of": self.of, "result": part})
+        kept = {"of": self.of, "result": part}
+        write_json(self.folder / PARTS / f"{name}.json", {**kept, "sha256": _seal(kept)})
 
     def _kept(self, name: str) -> Any:
-        """A part that is finished, else None; raises ValueError when it is of a study with other settings."""
+        """A part that is finished, else None; raises ValueError when it is damaged, or of a study of other settings."""
         path = self.folder / PARTS / f"{name}.json"
         if not path.exists():
             return None
-        part = files.read_json(path)
-        if missing := {"of", "result"} - set(part):
-            raise ValueError(f"{path}: {sorted(missing)[0]!r} is missing")
+        again = "remove it and continue with --resume: it is made again"
+        try:
+            part = read_json(path)
+        except ValueError as error:
+            raise ValueError(f"{error}; {again}") from None
+        if missing := {"of", "result", "sha256"} - set(part):
+            raise ValueError(f"{path}: {sorted(missing)[0]!r} is missing; {again}")
+        if part.pop("sha256") != _seal(part):
+            raise ValueError(f"{path} is damaged, or was changed: {again}")
         for key, now in self.of.items():
             if part["of"].get(key) != now:
                 raise ValueError(f"{path} is of another study: {key} was {part['of'].get(key)!r}, now it is {now!r}")
         return part["result"]
 
+    def _check_adapter(self, folder: Path, done: Run, label: str) -> None:
+        """Raise ValueError unless the adapter of a finished part is still the one it was measured on."""
+        again = f"remove {self.folder / PARTS / label}.json and continue with --resume: it is made again"
+        try:
+            adapted, lora = files.load_adapter(folder, self.model)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{error}; {again}") from None
+        if files.digest_of(lora.trained(adapted)) != done.adapter_digest:
+            raise ValueError(f"{folder} is not the adapter that was measured: {again}")
+
+
+def _seal(part: Mapping[str, Any]) -> str:
+    """SHA-256 of what JSON gives back of it."""
+    return hashlib.sha256(json.dumps(json.loads(json.dumps(part)), sort_keys=True).encode()).hexdigest()
+
 
 def _write(folder: Path, result: StudyResult) -> None:
-    files.write_json(folder / "study.json", _plain(result.as_dict()))
+    write_json(folder / "study.json", _plain(result.as_dict()))
     for name, figure in pictures(result).items():
         figures.save(figure, folder / f"{name}.png")
-    files.write_atomically(folder / "report.html", report(result).encode())
-    shutil.rmtree(folder / PARTS)
+    write_atomically(folder / "report.html", report(result).encode())
 
 
 def _versions() -> dict[str, str]:

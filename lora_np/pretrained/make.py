@@ -17,12 +17,14 @@ from typing import Any
 import numpy as np
 
 from ..config import TransformerConfig
-from ..files import digest, load_checkpoint, load_model, read_json, save_checkpoint, save_model, write_json
+from ..files import digest, load_checkpoint, load_model, save_checkpoint, save_model
 from ..model import Transformer, initialize
 from ..optimization import TrainingConfig, start
 from ..parameters import count, parameters, with_parameters
+from ..reading import read_json
 from ..tasks import Batch
 from ..training import evaluate, fit, model_loss
+from ..writing import write_json
 from .baselines import Bytes, gzip_bits_per_byte, ngram_bits_per_byte
 from .corpus import parts, stream
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from itertools import chain, pairwise
 from pathlib import Path
 
+from ..reading import Contents, read_once
+
 FORMATS = ("text", "tsv", "csv", "jsonl", "e2e")
 _SUFFIXES = {".txt": "text", ".md": "text", ".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl"}
 _LONGEST_CHARACTER = 4  # bytes of the longest character in UTF-8
@@ -46,7 +48,7 @@ class _Source:
 
 
 def read_examples(
-    path: str | Path,
+    path: str | Path | Contents,
     format: str | None = None,
     *,
     prompt_field: str = "prompt",
@@ -56,6 +58,7 @@ def read_examples(
 ) -> list[Example]:
     r"""All examples of a file, in its order.
 
+    path       a regular file, or a pipe that is read to its end; or what `reading.read_once` gave
     format     "text", "tsv", "csv", "jsonl", "e2e"; None guesses from the suffix, and reads a .txt file as
                "e2e" when its first line has exactly one `||`
     *_field    jsonl: the two fields to read
@@ -66,7 +69,7 @@ def read_examples(
 
     Raises FileNotFoundError, IsADirectoryError, or ValueError that names the line.
     """
-    source = _open(Path(path))
+    source = _source(path if isinstance(path, Contents) else read_once(Path(path)))
     format = _guess(source) if format is None else format
     match format:
         case "text":
@@ -87,12 +90,8 @@ def read_examples(
     return examples
 
 
-def _open(path: Path) -> _Source:
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a directory: name one file in it")
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file")
-    data = path.read_bytes()
+def _source(contents: Contents) -> _Source:
+    path, data = contents.path, contents.data
     if not data:
         raise ValueError(f"{path}: the file is empty")
     try:
