@@ -110,13 +110,16 @@ def fused(chain: Callable[..., Any]) -> Callable[..., Any]:
     """`chain(xp, *arguments)`, nothing but element-wise operations, as a function of the arguments.
 
     Where the library can (`cupy.fuse`), the chain becomes one kernel; elsewhere it is called as it stands. The first
-    argument is an array; others may be arrays, of shapes that broadcast, or Python numbers. Of two numbers nothing may
-    be computed inside: it would be a float64, and everything it meets as well.
+    argument is an array; others may be arrays, of shapes that broadcast, Python numbers, or None. Of two numbers
+    nothing may be computed inside: it would be a float64, and everything it meets as well. What the chain gives back is
+    new; it may also write into arguments (`out=`, `+=`) that have the shape of all of them together.
     """
     kernels: dict[Any, Callable[..., Any]] = {}
 
     @functools.wraps(chain)
     def call(*arguments: Any) -> Any:
+        if type(arguments[0]) is np.ndarray:
+            return chain(np, *arguments)
         xp = array_module(arguments[0])
         if xp not in kernels:
             body = functools.partial(chain, xp)

@@ -48,6 +48,7 @@ class Counts:
 
 _counts = [Counts()]
 _fusing = [False]
+_written: list[StrictArray] = []  # by the chain that is being fused
 names_used: set[str] = set()
 
 
@@ -268,12 +269,15 @@ def _called(name: str, *arguments: Any, **settings: Any) -> Any:
     if not set(settings) <= {"out", "dtype", "where", "casting"} or ("where" in settings and name != "copyto"):
         raise TypeError(f"Wrong arguments {settings}")
     out = settings.get("out")
-    if out is not None and type(out) is not StrictArray:
-        raise TypeError(f"Unsupported type {type(out)}")
+    if out is not None:
+        if type(out) is not StrictArray:
+            raise TypeError(f"Unsupported type {type(out)}")
+        if _fusing[0]:
+            _written.append(out)
     raw = [_raw(argument, name) for argument in arguments]
     if name == "where" and isinstance(raw[0], SCALARS):
         raise TypeError(f"Unsupported type {type(arguments[0])}")
-    kept = {key: _raw(value, name) if key != "dtype" else value for key, value in settings.items()}
+    kept = {key: value if key == "dtype" or value is None else _raw(value, name) for key, value in settings.items()}
     if name == "matmul":
         _refuse_in_fusion(name)
         batched = max(array.ndim for array in raw) > 2
@@ -371,21 +375,29 @@ class StrictModule:
 
     @staticmethod
     def fuse(*, kernel_name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-        """One launch for the whole chain; every result has the shape of all arguments together."""
+        """One launch for the whole chain; every result has the shape of all arguments together, and so has every
+        argument that is written into."""
         assert kernel_name.isidentifier()
 
         def decorate(body: Callable[..., Any]) -> Callable[..., Any]:
             def kernel(*arguments: Any) -> Any:
                 arrays = [x for x in arguments if type(x) is StrictArray]
                 for x in arguments:
-                    _raw(x)
+                    if x is not None:
+                        _raw(x)
                 _count(launches=1)
                 _fusing[0] = True
+                _written.clear()
                 try:
                     found = body(*arguments)
                 finally:
                     _fusing[0] = False
                 shape = np.broadcast_shapes(*(x.shape for x in arrays))
+                for out in _written:
+                    if any(out is x for x in arrays) and out.shape != shape:
+                        raise ValueError("non-broadcastable output operand")
+                if found is None:
+                    return None
                 outputs = found if isinstance(found, tuple) else (found,)
                 whole = [StrictArray(np.array(np.broadcast_to(x._a, shape))) for x in outputs]
                 return tuple(whole) if isinstance(found, tuple) else whole[0]

@@ -43,6 +43,18 @@ def added(d: Any, value: Any) -> Any:
     return d
 
 
+def written(xp: Any, d: Any, y: Any) -> Any:
+    """A chain that writes into an argument, of which there may be none, and gives back something else."""
+
+    def chain(x: Any, y: Any) -> Any:
+        twice = xp.multiply(x, 2.0, out=y)
+        rest = twice - 3.0
+        rest += 2.0
+        return rest
+
+    return y, xp.fuse(kernel_name="chain")(chain)(d, y)
+
+
 MUST_RAISE: dict[str, Attempt] = {
     "d + host": lambda xp, d, i: d + HOST,
     "host + d": lambda xp, d, i: HOST + d,
@@ -141,6 +153,15 @@ MUST_PASS: dict[str, tuple[Attempt, Callable[[Any, Any], Any]]] = {
         lambda xp, d, i: xp.fuse(kernel_name="chain")(lambda x, y: (x + y, 1.0 / y))(d, d[:1])[1],
         lambda d, i: np.broadcast_to(1.0 / d[:1], d.shape),
     ),
+    "a fused chain writes into its arguments": (
+        lambda xp, d, i: written(xp, d, xp.empty_like(d))[0],
+        lambda d, i: 2 * d,
+    ),
+    "and gives back what it makes beside": (
+        lambda xp, d, i: written(xp, d, xp.empty_like(d))[1],
+        lambda d, i: 2 * d - 1,
+    ),
+    "a fused chain may be given nothing": (lambda xp, d, i: written(xp, d, None)[1], lambda d, i: 2 * d - 1),
 }
 
 
@@ -228,6 +249,18 @@ def test_every_copy_and_every_launch_is_counted(what: str) -> None:
 def test_a_fused_chain_refuses_what_is_not_element_wise(inside: Callable[[Any], Any]) -> None:
     with pytest.raises(TypeError):
         strict.fuse(kernel_name="f")(inside)(strict.asarray(HOST))
+
+
+def test_a_fused_chain_does_not_write_into_an_argument_that_is_smaller_than_all_together() -> None:
+    """On a device every thread would write to the same place."""
+
+    def chain(x: Any, y: Any) -> None:
+        y += 1.0
+
+    d = strict.asarray(HOST)
+    strict.fuse(kernel_name="f")(chain)(d, d)
+    with pytest.raises(ValueError, match="non-broadcastable output operand"):
+        strict.fuse(kernel_name="f")(chain)(d, strict.asarray(HOST[:1]))
 
 
 def test_an_array_larger_than_the_room_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

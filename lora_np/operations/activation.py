@@ -16,8 +16,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
-
 from ..arrays import Array, array_module, fused, row_blocks
 from ..differentiation import operation
 from ..threads import each
@@ -27,45 +25,33 @@ CUBIC = 0.044715
 
 
 def gelu_forward(x: Array, /, *, wanted: tuple[str, ...]) -> tuple[Array, Any]:
-    """(A1), and (A3) if the gradient is wanted, a cache-sized block at a time; on a device by `_chain`."""
+    """(A1), and (A3) if the gradient is wanted, a cache-sized block at a time."""
     xp = array_module(x)
-    if xp is not np:
-        return _chain(x)
     flat = x.reshape(-1)
     y = xp.empty_like(flat)
     slope = xp.empty_like(flat) if wanted else None
-
-    def block(i: slice) -> None:
-        v, half = flat[i], y[i]
-        square = xp.multiply(v, v, out=None if slope is None else slope[i])
-        t = square * (C * CUBIC)
-        t += C
-        t *= v
-        xp.tanh(t, out=t)
-        xp.multiply(t, 0.5, out=half)
-        half += 0.5  # (1 + t) / 2
-        if slope is not None:
-            square *= 3.0 * C * CUBIC
-            square += C  # du/dx
-            square *= v
-            xp.subtract(1.0, t, out=t)
-            square *= t
-            square += 1.0
-            square *= half  # (A3)
-        half *= v  # (A1)
-
-    each(block, row_blocks(flat.size, 1))
+    each(lambda i: _gelu(flat[i], y[i], None if slope is None else slope[i]), row_blocks(flat.size, 1, xp=xp))
     return y.reshape(x.shape), None if slope is None else slope.reshape(x.shape)
 
 
 @fused
-def _chain(xp: Any, x: Array) -> tuple[Array, Array]:
-    """(A1) and (A3), operation for operation as above."""
-    square = x * x
-    t = xp.tanh((square * (C * CUBIC) + C) * x)
-    half = t * 0.5 + 0.5  # (1 + t) / 2
-    slope = (square * (3.0 * C * CUBIC) + C) * x * (1.0 - t) + 1.0
-    return half * x, slope * half  # (A1), (A3)
+def _gelu(xp: Any, x: Array, y: Array, slope: Array | None) -> None:
+    square = xp.multiply(x, x, out=slope)
+    t = square * (C * CUBIC)
+    t += C
+    t *= x
+    xp.tanh(t, out=t)
+    xp.multiply(t, 0.5, out=y)
+    y += 0.5  # (1 + t) / 2
+    if slope is not None:
+        square *= 3.0 * C * CUBIC
+        square += C  # du/dx
+        square *= x
+        xp.subtract(1.0, t, out=t)
+        square *= t
+        square += 1.0
+        square *= y  # (A3)
+    y *= x  # (A1)
 
 
 def gelu_backward(saved: Any, dy: Array, wanted: tuple[str, ...]) -> list[Array]:

@@ -24,8 +24,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from ..arrays import Array, array_module, fused, row_blocks, rows
 from ..differentiation import operation
 from ..threads import each
@@ -34,28 +32,22 @@ from ..threads import each
 def layer_norm_forward(
     x: Array, gamma: Array, beta: Array, eps: float, /, *, wanted: tuple[str, ...]
 ) -> tuple[Array, Any]:
-    """(N1), (N2), a cache-sized block of rows at a time; on a device by a few fused chains."""
+    """(N1), (N2), a cache-sized block of rows at a time."""
     xp = array_module(x)
     X = rows(x)
-    if xp is not np:
-        centred, square = _centred(X, _mean(X))
-        inverse = _inverse_sigma(_mean(square), eps)
-        x_hat, y = _scaled(centred, inverse, gamma, beta)
-        return y.reshape(x.shape), (x_hat, inverse, gamma)
     n, d = X.shape
     y = xp.empty_like(X)
     x_hat = xp.empty_like(X) if wanted else y  # without a gradient to come, y takes its place
     inverse_sigma = xp.empty((n, 1), dtype=X.dtype)
 
     def block(r: slice) -> None:
-        centred = xp.subtract(X[r], _mean(X[r]), out=x_hat[r])
-        variance = _mean(xp.multiply(centred, centred, out=y[r] if wanted else None))
-        inverse_sigma[r] = 1.0 / xp.sqrt(variance + eps)
-        centred *= inverse_sigma[r]  # (N1)
-        shifted = xp.multiply(centred, gamma, out=y[r])
-        shifted += beta  # (N2)
+        centred, inverse, part = x_hat[r], inverse_sigma[r], y[r]
+        square = part if wanted else xp.empty_like(part)
+        _centred(X[r], _mean(X[r]), centred, square)
+        _inverse(_mean(square), eps, inverse)
+        _scaled(centred, inverse, gamma, beta, part)
 
-    each(block, row_blocks(n, d))
+    each(block, row_blocks(n, d, xp=xp))
     return y.reshape(x.shape), (x_hat, inverse_sigma, gamma)
 
 
@@ -66,22 +58,14 @@ def layer_norm_backward(saved: Any, dy: Array, wanted: tuple[str, ...]) -> list[
     G = rows(dy)
 
     def gradient_x() -> Array:
-        if xp is not np:
-            g, product = _products(G, gamma, x_hat)
-            means = _mean(g), _mean(product)
-            return _projected(g, *means, x_hat, inverse_sigma).reshape(dy.shape)
-        n, d = G.shape
         dX = xp.empty_like(x_hat)
 
         def block(r: slice) -> None:
-            g = xp.multiply(G[r], gamma, out=dX[r])
-            product = g * x_hat[r]
-            along = _mean(product)
-            g -= _mean(g)
-            g -= xp.multiply(x_hat[r], along, out=product)
-            g *= inverse_sigma[r]  # (N4)
+            g, hat = dX[r], x_hat[r]
+            product = _weighed(G[r], gamma, hat, g)
+            _projected(_mean(g), _mean(product), hat, inverse_sigma[r], product, g)
 
-        each(block, row_blocks(n, d))
+        each(block, row_blocks(len(G), G.shape[1], xp=xp))
         return dX.reshape(dy.shape)
 
     gradient: dict[str, Callable[[], Array]] = {
@@ -96,35 +80,38 @@ def _mean(x: Array) -> Array:
     return x.sum(axis=-1, keepdims=True) / x.shape[-1]
 
 
-# The same, operation for operation, in the chains between the means: what a device does in one kernel each.
+# The chains between the means: each of them one kernel on a device.
 
 
 @fused
-def _centred(xp: Any, x: Array, mean: Array) -> tuple[Array, Array]:
-    centred = x - mean
-    return centred, centred * centred
+def _centred(xp: Any, x: Array, mean: Array, centred: Array, square: Array) -> None:
+    xp.subtract(x, mean, out=centred)
+    xp.multiply(centred, centred, out=square)
 
 
 @fused
-def _inverse_sigma(xp: Any, variance: Array, eps: float) -> Array:
-    return 1.0 / xp.sqrt(variance + eps)
+def _inverse(xp: Any, variance: Array, eps: float, inverse_sigma: Array) -> None:
+    xp.divide(1.0, xp.sqrt(variance + eps), out=inverse_sigma)
 
 
 @fused
-def _scaled(xp: Any, centred: Array, inverse_sigma: Array, gamma: Array, beta: Array) -> tuple[Array, Array]:
-    x_hat = centred * inverse_sigma  # (N1)
-    return x_hat, x_hat * gamma + beta  # (N2)
+def _scaled(xp: Any, centred: Array, inverse_sigma: Array, gamma: Array, beta: Array, y: Array) -> None:
+    centred *= inverse_sigma  # (N1)
+    xp.multiply(centred, gamma, out=y)
+    y += beta  # (N2)
 
 
 @fused
-def _products(xp: Any, dy: Array, gamma: Array, x_hat: Array) -> tuple[Array, Array]:
-    g = dy * gamma
-    return g, g * x_hat
+def _weighed(xp: Any, dy: Array, gamma: Array, x_hat: Array, g: Array) -> Array:
+    xp.multiply(dy, gamma, out=g)
+    return g * x_hat
 
 
 @fused
-def _projected(xp: Any, g: Array, mean: Array, along: Array, x_hat: Array, inverse_sigma: Array) -> Array:
-    return (g - mean - x_hat * along) * inverse_sigma  # (N4)
+def _projected(xp: Any, mean: Array, along: Array, x_hat: Array, inverse_sigma: Array, rest: Array, g: Array) -> None:
+    g -= mean
+    g -= xp.multiply(x_hat, along, out=rest)
+    g *= inverse_sigma  # (N4)
 
 
 layer_norm = operation(layer_norm_forward, layer_norm_backward)
