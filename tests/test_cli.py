@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 from builders import model
+from warm import run
 
 from lora_np.costs import lora_count, named_shape, parameter_count
 from lora_np.files import load_model, read_arrays, save_model, write_arrays
@@ -36,10 +37,8 @@ COMMANDS = ("adapt", "generate", "gradcheck", "merge", "verify", "params", "stud
 def command(
     *arguments: Any, cwd: Path, code: str = MAIN, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run `lora-np` with these arguments in the folder, as its own process."""
-    line = [sys.executable, "-c", code, *map(str, arguments)]
-    settings = {**os.environ, "PYTHONUTF8": "1", "COLUMNS": "100", **(env or {})}
-    return subprocess.run(line, cwd=cwd, env=settings, capture_output=True, text=True, timeout=300)
+    """Run `lora-np` with these arguments in the folder, as its own process; see `warm`."""
+    return run([*map(str, arguments)], cwd, env or {}, code)
 
 
 def done(*arguments: Any, cwd: Path, env: dict[str, str] | None = None) -> str:
