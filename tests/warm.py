@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 
 PATIENCE = 300.0  # seconds until a run counts as hanging
-PLAIN = {"PYTHONUTF8": "1", "COLUMNS": "100"}
+PLAIN = {"PYTHONUTF8": "1", "PYTHONUNBUFFERED": "", "COLUMNS": "100"}
 
 Done = subprocess.CompletedProcess[str]
 
@@ -39,16 +39,29 @@ def fresh(arguments: list[str], cwd: Path, env: dict[str, str], code: str) -> Do
 
 def forked(arguments: list[str], cwd: Path, env: dict[str, str], code: str) -> Done:
     """The same in a fork of the warm process."""
-    request = json.dumps([code, arguments, str(cwd), {**os.environ, **PLAIN, **env}])
     (out, said), (errors, complained) = os.pipe(), os.pipe()
     with ThreadPoolExecutor(2) as readers, open(os.devnull) as nothing:
         both = [readers.submit(_whole, stream) for stream in (out, errors)]
         try:
-            returncode = _asked(request, nothing.fileno(), said, complained)
+            streams = nothing.fileno(), said, complained
+            returncode = exit_code(arguments, cwd, {**os.environ, **PLAIN, **env}, code, streams)
         finally:
             os.close(said)
             os.close(complained)
         return Done([sys.executable, "-c", code, *arguments], returncode, *(text.result() for text in both))
+
+
+def exit_code(arguments: list[str], cwd: Path, env: dict[str, str], code: str, streams: tuple[int, int, int]) -> int:
+    """The exit code of a fork with exactly this environment, whose stdin, stdout and stderr are these streams."""
+    process, ours = _warm()
+    socket.send_fds(ours, [b"!"], streams)
+    ours.sendall(json.dumps([code, arguments, str(cwd), env]).encode() + b"\n")
+    try:
+        return int(ours.recv(64))
+    except TimeoutError:
+        os.killpg(process.pid, signal.SIGKILL)
+        end()
+        raise
 
 
 def _whole(stream: int) -> str:
@@ -78,19 +91,6 @@ def _warm() -> tuple[subprocess.Popen[bytes], socket.socket]:
     its.close()
     ours.settimeout(PATIENCE)
     return process, ours
-
-
-def _asked(request: str, *streams: int) -> int:
-    """The exit code of the run, whose stdin, stdout and stderr are these."""
-    process, ours = _warm()
-    socket.send_fds(ours, [b"!"], streams)
-    ours.sendall(request.encode() + b"\n")
-    try:
-        return int(ours.recv(64))
-    except TimeoutError:
-        os.killpg(process.pid, signal.SIGKILL)
-        end()
-        raise
 
 
 # ------------------------------------------------------------------------------------------------ in the warm process
@@ -142,7 +142,9 @@ if __name__ == "__main__":
     import lora_np.cli
 
     with contextlib.redirect_stdout(io.StringIO()):
-        lora_np.cli.code_of(["params", "gpt2"])  # one that writes nothing: typer and rich import more when they are used
+        lora_np.cli.code_of(
+            ["params", "gpt2"]
+        )  # one that writes nothing: typer and rich import more when they are used
     gc.freeze()  # what is here stays: a fork that ends need not look through it
     warnings.filterwarnings("ignore", ".*multi-threaded", DeprecationWarning)  # the matrix library has threads: it may
     code = next_run(socket.socket(fileno=int(sys.argv[1])))

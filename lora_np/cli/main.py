@@ -23,7 +23,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             stream.reconfigure(errors="replace")
     warnings.showwarning = lambda message, *_, **__: print(f"lora-np: warning: {message}", file=sys.stderr)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    sys.exit(code_of(arguments))
+    code = code_of(arguments)
+    try:
+        sys.stdout.flush()
+    except OSError:  # said already: what a full disk did not take must not be tried again when Python ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
 
 
 def code_of(arguments: Sequence[str] | None) -> int:
