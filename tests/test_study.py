@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from builders import moved, rescaled
 
-from lora_np import files, folders, gradients
+from lora_np import figures, files, folders, gradients
 from lora_np.config import TransformerConfig
 from lora_np.lora import adapters, delta
 from lora_np.marks import MARK
@@ -40,7 +40,10 @@ def few_gradients(seed: int, watch: Callable[..., Iterable[Any]], device: str) -
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few gradients, and empty pictures, which take most of the time of a small study: `made` has real ones."""
     monkeypatch.setattr(gradients, "gradcheck", few_gradients)
+    monkeypatch.setattr(figures, "svg", lambda figure: "<svg></svg>")
+    monkeypatch.setattr(figures, "save", lambda figure, path: path.touch())
 
 
 @pytest.fixture(scope="module")
