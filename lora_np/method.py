@@ -15,6 +15,8 @@ from .arrays import Array
 from .config import TransformerConfig
 from .parameters import Arrays
 
+NUMBER = int | float | np.integer | np.floating  # one of NumPy as well, whatever its precision
+
 
 class Method:
     r"""The settings of a method: a frozen dataclass, checked when it is made, with these members.
@@ -69,7 +71,7 @@ def whole(name: str, value: object, least: int = 1) -> None:
 def positive(name: str, value: object) -> None:
     """Raise ValueError unless the value of this setting is a finite number above 0."""
     try:
-        number = float(value) if isinstance(value, int | float) and type(value) is not bool else -1.0
+        number = float(value) if isinstance(value, NUMBER) and type(value) is not bool else -1.0
     except OverflowError:
         number = -1.0
     if not 0.0 < number < float("inf"):

@@ -348,16 +348,18 @@ def test_a_merged_model_has_the_names_of_the_base() -> None:
 
 def test_merging_what_carries_no_lora_raises_so_merging_twice_does() -> None:
     for plain in (model(), merge(moved(adapted(model())))):
-        with pytest.raises(ValueError, match="nothing to merge: the model carries no LoRA"):
+        with pytest.raises(ValueError, match="nothing to merge: the model carries no adapter"):
             merge(plain)
 
 
 def test_adapting_twice_raises_and_adapting_after_a_merge_does_not() -> None:
     lora = moved(adapted(model()))
-    with pytest.raises(ValueError, match="the model carries LoRA already: merge it first, or adapt the base"):
-        adapted(lora)
-    with pytest.raises(ValueError, match="carries LoRA already"):
-        adapted(lora, targets="mlp.up")
+    already = "the model carries a LoraLinear already, at blocks.0.attention.query: merge it first, or adapt the base"
+    for targets in ("qv", "mlp.up"):
+        with pytest.raises(ValueError, match=already):
+            adapted(lora, targets=targets)
+        with pytest.raises(ValueError, match="the model carries LoRA already: merge it first, or adapt the base"):
+            LoraConfig(rank=2, targets=targets).apply(lora, rng())
     assert adapters(adapted(merge(lora)))
 
 
@@ -368,11 +370,11 @@ def test_adapting_twice_raises_and_adapting_after_a_merge_does_not() -> None:
 def test_training_moves_what_is_selected_and_leaves_every_other_array_byte_identical(bias: str) -> None:
     base = model(dtype=np.float32)
     lora = adapted(base, dropout=0.1, bias=bias)
-    trained = LoraConfig(bias=bias).trained
+    trained = LoraConfig(bias=bias).trained(lora)
     before = hashes(parameters(base)), hashes(parameters(lora))
     settings = TrainingConfig(steps=3, learning_rate=1e-2, warmup=0)
     batches = [random_batch(lora, seed) for seed in range(3)]
-    *_, last = fit(model_loss(lora), batches, settings, start(parameters(lora, *trained), settings), workers=1)
+    *_, last = fit(model_loss(lora), batches, settings, start(trained, settings), workers=1)
     after = with_parameters(lora, last.state.trained)
     assert (hashes(parameters(base)), hashes(parameters(lora))) == before
     for name, digest in hashes(parameters(after)).items():
@@ -550,7 +552,7 @@ def test_A_and_B_that_do_not_fit_beside_a_map_raise(A: tuple[int, ...], B: tuple
 
 
 def names(node: Transformer, bias: Any) -> set[str]:
-    return set(parameters(node, *LoraConfig(bias=bias).trained))
+    return set(LoraConfig(bias=bias).trained(node))
 
 
 def test_a_bias_selection_trains_no_bias_those_of_adapted_maps_or_all() -> None:
@@ -581,7 +583,7 @@ def test_tie_adapts_lookup_and_head() -> None:
     table = merge(lora).tokens.W
     assert lora.head is None
     assert_agree(lora.tokens(np.arange(11)), table)
-    assert_agree(lora.tokens.logits(h), h @ table.T)
+    assert_agree(lora.tokens.as_head()(h), h @ table.T)
     assert np.abs(table - lora.tokens.base.W).max() > 0.1
 
 

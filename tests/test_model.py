@@ -28,8 +28,16 @@ from hypothesis import strategies as st
 
 from lora_np import costs, textbook
 from lora_np.differentiation import value_and_grad
-from lora_np.generation import generate
-from lora_np.model import Embedding, LayerNorm, Linear, Transformer, initialize, language_model_loss
+from lora_np.model import (
+    Embedding,
+    LayerNorm,
+    Linear,
+    Transformer,
+    head_loss,
+    initialize,
+    language_model_loss,
+    recomputing,
+)
 from lora_np.operations import cross_entropy
 from lora_np.parameters import count, parameters, with_parameters
 from lora_np.training import model_loss
@@ -293,7 +301,7 @@ def test_modules_are_what_their_equations_say() -> None:
     x = np.array([[1.0, 3.0]])
     assert np.array_equal(Linear(np.array([[1.0, 2.0]]), np.array([0.5]))(x), [[7.5]])
     assert np.array_equal(Embedding(np.eye(2))(np.array([1, 0])), [[0.0, 1.0], [1.0, 0.0]])
-    assert np.array_equal(Embedding(np.eye(2)).logits(x), x)
+    assert np.array_equal(Embedding(np.eye(2)).as_head()(x), x)
     assert_agree(LayerNorm(np.ones(2), np.zeros(2), eps=0.0)(x), np.array([[-1.0, 1.0]]))
 
 
@@ -302,7 +310,7 @@ def test_modules_are_what_their_equations_say() -> None:
 
 def by_pieces(node: Transformer, tokens: Any, sizes: list[int]) -> Any:
     """The logits of all positions, read piece by piece with caches."""
-    caches, start, logits = node.caches(len(tokens)), 0, []
+    caches, start, logits = node.caches(), 0, []
     for n in sizes:
         logits.append(node(tokens[:, start : start + n], caches=caches))
         start += n
@@ -338,18 +346,20 @@ def test_caches_of_an_adapted_model_continue_as_well() -> None:
 
 def test_caches_end_at_the_context() -> None:
     node = model()
-    caches = node.caches(1)
+    caches = node.caches()
     node(np.zeros((1, 11), int), caches=caches)
     node(np.zeros((1, 1), int), caches=caches)
     with pytest.raises(ValueError, match="the context holds 12 tokens, got a sequence of 13"):
         node(np.zeros((1, 1), int), caches=caches)
 
 
-def test_caches_have_the_type_of_the_model() -> None:
-    caches = model(dtype=np.float32).caches(2)
-    assert len(caches) == 2
+def test_caches_are_made_by_what_comes_first_with_room_for_the_whole_context() -> None:
+    node = model(dtype=np.float32)
+    caches = node.caches()
+    assert [(cache.keys, cache.values, cache.length, cache.room) for cache in caches] == [(None, None, 0, 12)] * 2
+    node(tokens_of(node, batch=2, seq=5), caches=caches)
     assert {(c.keys.shape, c.keys.dtype, c.values.shape, c.length) for c in caches} == {
-        ((2, 12, 8), np.dtype(np.float32), (2, 12, 8), 0)
+        ((2, 12, 8), np.dtype(np.float32), (2, 12, 8), 5)
     }
 
 
@@ -358,40 +368,42 @@ def test_caches_have_the_type_of_the_model() -> None:
 
 @pytest.mark.parametrize("select", [("*.A", "*.B"), ("blocks.1.*.A",), ("*",)], ids=" ".join)
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
-def test_checkpointed_blocks_have_the_same_loss_and_gradients_bit_for_bit(select: Any, dropout: float) -> None:
+def test_recomputed_blocks_have_the_same_loss_and_gradients_bit_for_bit(select: Any, dropout: float) -> None:
     """With dropout too: the masks are drawn once more as they were."""
     node = moved(adapted(model(), targets=("attention+mlp", "tokens"), tied_head="tie", dropout=dropout))
     batch, trained = random_batch(node), parameters(node, *select)
 
-    def gradient(node: Transformer, seed: int) -> Any:
-        return value_and_grad(model_loss(node))(trained, batch, np.random.default_rng(seed))
+    def gradient(recompute: bool, seed: int) -> Any:
+        loss = model_loss(node, recompute=recompute)
+        return value_and_grad(loss)(trained, batch, np.random.default_rng(seed))
 
-    kept, again = gradient(node, 7), gradient(replace(node, checkpoint_blocks=True), 7)
+    kept, again = gradient(False, 7), gradient(True, 7)
     assert kept[0] == again[0]
     assert all(np.array_equal(again[1][name], array) for name, array in kept[1].items())
     if dropout:
-        assert gradient(node, 8)[0] != kept[0]  # contrast: the masks matter
+        assert gradient(True, 8)[0] != kept[0]  # contrast: the masks matter
 
 
-def test_checkpointed_blocks_evaluate_and_generate_as_before() -> None:
+def test_recomputed_blocks_evaluate_as_before() -> None:
     node = model()
-    checkpointed = replace(node, checkpoint_blocks=True)
-    assert np.array_equal(checkpointed(tokens_of(node)), node(tokens_of(node)))
-    prompt = np.array([1, 2, 3])
-    assert list(generate(checkpointed, prompt, 4)) == list(generate(node, prompt, 4))
+    tokens, batch = tokens_of(node), random_batch(node)
+    assert np.array_equal(node.hidden(tokens, through=recomputing), node.hidden(tokens))
+    assert language_model_loss(node, batch, recompute=True) == language_model_loss(node, batch)
 
 
-def test_checkpointed_blocks_of_a_padded_bidirectional_model_see_the_mask() -> None:
+def test_recomputed_blocks_of_a_padded_bidirectional_model_see_the_mask() -> None:
     node = model(causal=False)
     mask = np.arange(12) < np.array([[12], [5], [7]])
     batch = random_batch(node)
 
-    def loss(node: Transformer, p: Any) -> Any:
-        return with_parameters(node, p).loss(batch.tokens, batch.targets, batch.weights, mask)
+    def gradient(recompute: bool, mask: Any) -> Any:
+        def loss(p: Any) -> Any:
+            return language_model_loss(with_parameters(node, p), batch, mask, recompute=recompute)
 
-    kept, again = (
-        value_and_grad(lambda p, n=n: loss(n, p))(parameters(n)) for n in (node, replace(node, checkpoint_blocks=True))
-    )
+        return value_and_grad(loss)(parameters(node))
+
+    kept, again = gradient(False, mask), gradient(True, mask)
+    assert gradient(True, None)[0] != kept[0]  # contrast: the mask matters
     assert kept[0] == again[0]
     assert all(np.array_equal(again[1][name], array) for name, array in kept[1].items())
 
@@ -408,5 +420,6 @@ def test_the_loss_of_a_model_is_the_cross_entropy_of_its_logits(head: str) -> No
         node = moved(adapted(node, targets=("head",) if head == "adapted" else ("tokens",), tied_head="tie"))
     batch = random_batch(node)
     expected = cross_entropy(node(batch.tokens), batch.targets, batch.weights)
-    assert_agree(node.loss(batch.tokens, batch.targets, batch.weights), expected)
-    assert language_model_loss(node, batch) == node.loss(batch.tokens, batch.targets, batch.weights)
+    assert_agree(language_model_loss(node, batch), expected)
+    h = node.hidden(batch.tokens)
+    assert head_loss(node.output, h, batch.targets, batch.weights) == language_model_loss(node, batch)
