@@ -55,9 +55,12 @@ def test_the_loss_counts_the_reference_and_its_end_and_nothing_else(examples: li
 
 
 @given(examples_of)
-def test_targets_are_the_tokens_one_step_later(examples: list[Example]) -> None:
+def test_targets_are_the_tokens_one_step_later_and_end_where_nothing_is_learned(examples: list[Example]) -> None:
+    """Special ids of a method, of which no word is, may stand among what is given."""
     batch = collate(encode(examples, tokenizer, wide), END)
-    np.testing.assert_array_equal(batch.tokens[:, 1:], batch.targets[:, :-1])
+    learned = batch.weights > 0
+    later = np.pad(batch.tokens[:, 1:], ((0, 0), (0, 1)), constant_values=END)
+    np.testing.assert_array_equal(batch.targets, np.where(learned, later, END))
     assert batch.tokens.dtype == batch.targets.dtype == np.int64
     assert batch.weights.dtype == np.float32
 

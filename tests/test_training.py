@@ -126,8 +126,27 @@ def test_the_first_step_of_adamw_has_the_length_of_the_rate_whatever_the_gradien
 
 def test_sgd_goes_down_the_gradient_by_the_rate() -> None:
     before, gradient = arrays(), arrays(1)
-    after = sgd(before, gradient, 0.25)
+    after = sgd(before, gradient, 0.25, TrainingConfig())
     assert all(np.array_equal(after[name], before[name] - 0.25 * gradient[name]) for name in before)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_an_array_with_a_factor_of_its_own_learns_at_that_factor_of_the_rate(optimizer: Any) -> None:
+    config, gradient = TrainingConfig(optimizer=optimizer, weight_decay=0.1), arrays(1)
+    names = list(arrays())
+    special = replace(config, rates={"*": 0.5, names[0]: 4.0})
+    state = start(arrays(), config)
+    one, half, four = (update(state, gradient, rate, config).trained for rate in (0.01, 0.005, 0.04))
+    found = update(state, gradient, 0.01, special).trained
+    assert all(np.array_equal(found[name], (four if name == names[0] else half)[name]) for name in names)
+    assert all(not np.array_equal(found[name], one[name]) for name in names)
+
+
+def test_a_factor_that_no_array_has_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"'x\.A' matches none of the"):
+        update(start(arrays(), TrainingConfig()), arrays(1), 0.1, TrainingConfig(rates={"x.A": 2.0}))
+    with pytest.raises(ValueError, match=r"the rate of x\.A must be a number of at least 0, got -1\.0"):
+        TrainingConfig(rates={"x.A": -1.0})
 
 
 def test_sgd_keeps_no_moments_and_adamw_two_for_every_array() -> None:

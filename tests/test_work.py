@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -112,15 +112,15 @@ def model(**changes: Any) -> Transformer:
 
 
 def gradient_work(
-    patch: pytest.MonkeyPatch, node: Transformer, *select: str, batch: int = BATCH
+    patch: pytest.MonkeyPatch, node: Transformer, *select: str, batch: int = BATCH, recompute: bool = False
 ) -> tuple[Work, dict[str, Any]]:
     """The work of loss and gradient by the selected arrays."""
     node = with_parameters(node, {name: array.view(Counted) for name, array in parameters(node).items()})
     data = random_batch(node, batch=batch, seq=node.config.context)
     with thread_map(1), counted(patch) as work:
-        _, gradient = value_and_grad(lambda p: language_model_loss(with_parameters(node, p), data))(
-            parameters(node, *select)
-        )
+        _, gradient = value_and_grad(
+            lambda p: language_model_loss(with_parameters(node, p), data, recompute=recompute)
+        )(parameters(node, *select))
     return work, gradient
 
 
@@ -238,7 +238,7 @@ def test_the_logits_of_all_tokens_are_never_one_array(monkeypatch: pytest.Monkey
 def test_what_is_recomputed_is_one_more_forward_pass_of_the_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     node = moved(adapted(model(), rank=RANK))
     kept, gradient = gradient_work(monkeypatch, node, "*.A", "*.B")
-    again, same = gradient_work(monkeypatch, replace(node, checkpoint_blocks=True), "*.A", "*.B")
+    again, same = gradient_work(monkeypatch, node, "*.A", "*.B", recompute=True)
     assert all(np.array_equal(same[name], array) for name, array in gradient.items())
     assert 1.2 < again.multiply_adds / kept.multiply_adds < 1.5
 
@@ -252,7 +252,9 @@ def test_the_closed_form_counts_what_is_trained() -> None:
 # -------------------------------------------------------------------------------------------------------- float32
 
 
-def dtypes_of_cotangents(patch: pytest.MonkeyPatch, node: Transformer, *select: str) -> set[Any]:
+def dtypes_of_cotangents(
+    patch: pytest.MonkeyPatch, node: Transformer, *select: str, recompute: bool = False
+) -> set[Any]:
     seen = set()
     add = differentiation.add_outgrads
 
@@ -263,7 +265,9 @@ def dtypes_of_cotangents(patch: pytest.MonkeyPatch, node: Transformer, *select: 
     batch = random_batch(node)
     with patch.context() as inner:
         inner.setattr(differentiation, "add_outgrads", watched)
-        value_and_grad(model_loss(node))(parameters(node, *select), batch, np.random.default_rng(0))
+        value_and_grad(model_loss(node, recompute=recompute))(
+            parameters(node, *select), batch, np.random.default_rng(0)
+        )
     return seen
 
 
@@ -274,14 +278,13 @@ def everything() -> Transformer:
 
 
 @pytest.mark.parametrize("select", [("*.A", "*.B"), ("*",)], ids=" ".join)
-@pytest.mark.parametrize("checkpoint", [False, True])
+@pytest.mark.parametrize("recompute", [False, True])
 def test_every_cotangent_of_a_float32_step_is_float32(
-    monkeypatch: pytest.MonkeyPatch, select: tuple[str, ...], checkpoint: bool
+    monkeypatch: pytest.MonkeyPatch, select: tuple[str, ...], recompute: bool
 ) -> None:
     for node in (everything(), model(vocab=11, context=12, causal=False, tied=False)):
         names = select if node.head is None else ("*",)
-        node = replace(node, checkpoint_blocks=checkpoint)
-        assert dtypes_of_cotangents(monkeypatch, node, *names) == {np.dtype(np.float32)}
+        assert dtypes_of_cotangents(monkeypatch, node, *names, recompute=recompute) == {np.dtype(np.float32)}
 
 
 def test_a_numpy_number_among_the_cotangents_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
