@@ -143,10 +143,11 @@ class LoraConfig(Method):
         if rank * (d_in + d_out) > d_in * d_out:
             more = f"{rank * (d_in + d_out)} numbers, more than the {d_in * d_out} of the matrix"
             warnings.warn(f"{path}: rank {rank} trains {more}", stacklevel=4)
-        dtype, xp, A = module.W.dtype, array_module(module.W), blank((rank, d_in), module.W.dtype)
+        dtype, xp = module.W.dtype, array_module(module.W)
+        A, B = blank((rank, d_in), dtype), blank((d_out, rank), dtype)
         if rng is not None:  # drawn on the host
             A = xp.asarray(INITIALIZATIONS[self.initialization](rng, rank, d_in).astype(dtype))
-        B = xp.zeros((d_out, rank), dtype)
+            B = xp.zeros((d_out, rank), dtype)
         scaling = float(SCALINGS[self.scaling](rank, alpha))  # a NumPy number would turn float32 into float64
         return LoraEmbedding(module, A, B, scaling) if is_table else LoraLinear(module, A, B, scaling, self.dropout)
 
