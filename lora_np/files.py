@@ -127,7 +127,7 @@ def load_adapter(folder: str | Path, base: Transformer) -> tuple[Transformer, Me
         adapted = method.apply(base, None)
     except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ValueError(f"{path}: {error}") from None
-    if "scaling" in about and about["scaling"] != {p: m.scaling for p, m in adapters(adapted).items()}:
+    if "lora" in about and about.get("scaling") != {p: m.scaling for p, m in adapters(adapted).items()}:
         raise ValueError(f"{path}: 'scaling' does not follow from 'lora'")
     arrays, header = read_arrays(folder / "adapter.safetensors")
     _check_about(about, header, path)
