@@ -15,7 +15,7 @@ from builders import adapted, model, moved, random_batch
 
 from lora_np import adaptation
 from lora_np.adaptation import DataConfig, adapt_to_file
-from lora_np.costs import ATTENTION, MLP, step_bytes
+from lora_np.costs import step_bytes
 from lora_np.files import (
     digest,
     load_adapter,
@@ -28,9 +28,10 @@ from lora_np.files import (
 )
 from lora_np.lora import LoraConfig
 from lora_np.marks import MARK
-from lora_np.model import Linear, shape_of
+from lora_np.model import Linear, language_model_loss
+from lora_np.names import ATTENTION, MLP
+from lora_np.optimization import TrainingConfig, TrainingState, global_norm
 from lora_np.parameters import parameters, with_modules, with_parameters
-from lora_np.training import TrainingConfig, TrainingState, global_norm
 
 START = model(0, np.float32)
 
@@ -111,14 +112,13 @@ ADAPTER_CHANGES: dict[str, Any] = {
 @pytest.mark.parametrize("key", ADAPTER_CHANGES)
 def test_a_changed_description_of_an_adapter_is_noticed(tmp_path: Path, key: str) -> None:
     trained = moved(adapted(START))
-    config = LoraConfig(rank=2, alpha=3.0)
-    save_adapter(tmp_path, trained, config, digest(START), parameters(trained, *config.trained))
+    save_adapter(tmp_path, trained, LoraConfig(rank=2, alpha=3.0), START)
     load_adapter(tmp_path, START)
     path = tmp_path / "adapter.json"
     about = json.loads(path.read_text())
-    about["lora"][key] = ADAPTER_CHANGES[key]
+    about["settings"][key] = ADAPTER_CHANGES[key]
     path.write_text(json.dumps(about))
-    with pytest.raises(ValueError, match=r"adapter.json( was changed: lora was|: )"):
+    with pytest.raises(ValueError, match=r"adapter.json( was changed: settings was|: )"):
         load_adapter(tmp_path, START)
 
 
@@ -152,11 +152,10 @@ def test_files_of_an_earlier_version_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", [10**400, -(10**400), 10**4000], ids=["large", "negative", "larger"])
 def test_a_number_beyond_all_floats_is_refused_by_the_name_of_its_file(tmp_path: Path, key: str, value: int) -> None:
     trained = moved(adapted(START))
-    config = LoraConfig(rank=2, alpha=3.0)
-    save_adapter(tmp_path, trained, config, digest(START), parameters(trained, *config.trained))
+    save_adapter(tmp_path, trained, LoraConfig(rank=2, alpha=3.0), START)
     path = tmp_path / "adapter.json"
     about = json.loads(path.read_text())
-    about["lora"][key] = value
+    about["settings"][key] = value
     path.write_text(json.dumps(about))
     with pytest.raises(ValueError, match=re.escape(str(path))):
         load_adapter(tmp_path, START)
@@ -168,12 +167,12 @@ def test_a_number_beyond_all_floats_is_refused_by_the_name_of_its_file(tmp_path:
 @pytest.mark.parametrize("wrong", [-100, -1, 11])
 def test_a_target_outside_the_vocabulary_is_refused_wherever_it_stands(wrong: int) -> None:
     batch = random_batch(START)
-    START.loss(batch.tokens, batch.targets, batch.weights)
+    language_model_loss(START, batch)
     for row, column in ((0, 0), (2, -1)):  # the first has weight zero
         targets = batch.targets.copy()
         targets[row, column] = wrong
         with pytest.raises(ValueError, match=rf"token ids must lie in 0..10, got {wrong}"):
-            START.loss(batch.tokens, targets, batch.weights)
+            language_model_loss(START, replace(batch, targets=targets))
 
 
 @pytest.mark.parametrize(("dtype", "size"), [(np.float16, 300.0), (np.float32, 1e25), (np.float64, 1e200)])
@@ -197,9 +196,10 @@ def test_a_gradient_that_is_not_finite_has_no_finite_norm() -> None:
 def run(tmp_path: Path, **changes: Any) -> None:
     file = tmp_path / "pairs.tsv"
     file.write_text("".join(f"question {i}\tanswer\n" for i in range(24)))
-    base = replace(model(0, np.float32, vocab=256, context=48), **changes.pop("base", {}))
+    base, recompute = model(0, np.float32, vocab=256, context=48), changes.pop("recompute", False)
     lora = LoraConfig(**{"rank": 2, **changes.pop("lora", {})})
-    adapt_to_file(file, tmp_path / "out", base, lora, TrainingConfig(steps=1), DataConfig(**changes))
+    training, data = TrainingConfig(steps=1), DataConfig(**changes)
+    adapt_to_file(file, tmp_path / "out", base, lora, training, data, recompute=recompute)
 
 
 @pytest.mark.parametrize("targets", ["qv", "all-linear", "tokens", "blocks.0.mlp.up"])
@@ -214,7 +214,7 @@ def test_a_batch_that_will_not_fit_is_refused_before_it_starts(
 
 
 def test_what_is_predicted_is_the_closed_form_of_the_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = shape_of(model(0, np.float32, vocab=256, context=48).config)
+    sizes = model(0, np.float32, vocab=256, context=48).config
     needed = step_bytes(sizes, 4, 19, 2, (*ATTENTION, *MLP))
     for free, fits in ((needed, True), (needed - 1, False), (None, True)):
         monkeypatch.setattr(adaptation, "available_bytes", lambda free=free: free)
@@ -230,9 +230,9 @@ def test_what_is_predicted_is_the_closed_form_of_the_costs(tmp_path: Path, monke
 
 
 def test_blocks_that_are_computed_again_need_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = shape_of(model(0, np.float32, vocab=256, context=48).config)
+    sizes = model(0, np.float32, vocab=256, context=48).config
     needed = step_bytes(sizes, 16, 19, 2, ("attention.query", "attention.value"))
     monkeypatch.setattr(adaptation, "available_bytes", lambda: needed - 1)
     with pytest.raises(ValueError, match="--checkpoint-blocks"):
         run(tmp_path)
-    run(tmp_path, base={"checkpoint_blocks": True})
+    run(tmp_path, recompute=True)

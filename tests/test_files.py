@@ -352,7 +352,7 @@ def test_an_adapter_for_another_base_is_refused(tmp_path: Path) -> None:
     refused(lambda: load_adapter(tmp_path / "ad", other), "another base", digest(start)[:12], digest(other)[:12])
 
 
-# What adapter.json says may be wrong in the file of today, where "settings" are LoRA's, and in that of the first version.
+# What may be wrong in adapter.json: in that of today, whose "settings" are those of LoRA, and in the first version's.
 BROKEN: dict[str, Any] = {
     "no base": lambda about, lora: about.pop("base"),
     "no lora": lambda about, lora: about.pop("lora" if "lora" in about else "settings"),
