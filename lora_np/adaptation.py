@@ -26,7 +26,7 @@ from .lora import LoraConfig
 from .marks import Kind
 from .memory import available_bytes
 from .method import Method
-from .methods import adapt, described
+from .methods import adapt, name_of
 from .methods.tuning import Full
 from .model import Transformer
 from .optimization import TrainingConfig, TrainingState, start
@@ -303,8 +303,9 @@ def _keeper(folder: Path | None, identity: Mapping[str, Any] | None) -> Callable
 
 def _identity(file: Contents, base: str, method: Method, training: TrainingConfig, data: DataConfig) -> dict[str, Any]:
     """What must be the same for a resumed run to be the same run."""
+    about = {"method": name_of(method), **{f"method {key}": value for key, value in asdict(method).items()}}  # type: ignore[call-overload]
     about_data = {f"data {key}": value for key, value in asdict(data).items()}
-    return {"base": base, "file": file.digest, **described(method), **asdict(training), **about_data}
+    return {"base": base, "file": file.digest, **about, **asdict(training), **about_data}
 
 
 def check_room(

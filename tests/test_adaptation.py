@@ -13,12 +13,15 @@ import pytest
 from builders import hashes, model
 
 from lora_np import adaptation, files, folders
-from lora_np.adaptation import CHECKPOINT, DataConfig, Interrupted, Result, adapt_to_file, bits_per_byte, read_file
+from lora_np.adaptation import CHECKPOINT, DataConfig, Interrupted, Outcome, Result, Text, adapt_to_file, read_file
 from lora_np.costs import lora_count
 from lora_np.files import load_adapter, read_arrays, write_arrays
 from lora_np.folders import partial_folder
 from lora_np.lora import LoraConfig, adapters
 from lora_np.marks import MARK
+from lora_np.method import Method
+from lora_np.methods import METHODS
+from lora_np.methods.tuning import BitFit, Full, Top
 from lora_np.model import Transformer
 from lora_np.optimization import TrainingConfig
 from lora_np.parameters import parameters, with_parameters
@@ -55,7 +58,7 @@ def run(file: Path, name: str = "out", **changes: Any) -> Result:
         dataclasses.replace(
             config, **{f.name: changes.pop(f.name) for f in dataclasses.fields(config) if f.name in changes}
         )
-        for config in (LORA, TRAINING)
+        for config in (changes.pop("method", LORA), TRAINING)
     ]
     data = dataclasses.replace(DATA, **changes.pop("data", {}))
     return adapt_to_file(file, file.parent / name, start, *configs, data, **{"checkpoint_every": 5, **changes})
@@ -133,20 +136,20 @@ def test_a_run_interrupted_again_and_again_resumes_to_the_same_bits(file: Path) 
     assert adapter_bytes(file) == adapter_bytes(file, "whole")
 
 
-@pytest.mark.parametrize("where", ["bits_per_byte", "save_adapter"])
+@pytest.mark.parametrize("where", [(Text, "bits_per_byte"), (adaptation, "save_adapter")], ids=["score", "save"])
 def test_a_run_that_fails_after_training_keeps_all_its_steps(
-    file: Path, monkeypatch: pytest.MonkeyPatch, where: str
+    file: Path, monkeypatch: pytest.MonkeyPatch, where: tuple[Any, str]
 ) -> None:
     run(file, "whole")
-    real = getattr(adaptation, where)
+    real = getattr(*where)
 
     def full(*arguments: Any) -> Any:
-        if where == "bits_per_byte" and not adapters(arguments[0]):
+        if where[0] is Text and not adapters(arguments[1]):
             return real(*arguments)
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(adaptation, where, full)
+        patched.setattr(*where, full)
         with pytest.raises(OSError, match="No space left"):
             run(file)
     assert read_arrays(checkpoint_of(file))[1]["step"] == str(STEPS)
@@ -184,11 +187,12 @@ def test_what_a_killed_process_left_beside_its_checkpoint_is_not_delivered(file:
 @pytest.mark.parametrize(
     ("change", "key"),
     [
-        ({"rank": 4}, "rank"),
-        ({"alpha": 4.0}, "alpha"),
-        ({"targets": "qkvo"}, "targets"),
-        ({"dropout": 0.0}, "dropout"),
-        ({"bias": "all"}, "bias"),
+        ({"method": Full()}, "method"),
+        ({"rank": 4}, "method rank"),
+        ({"alpha": 4.0}, "method alpha"),
+        ({"targets": "qkvo"}, "method targets"),
+        ({"dropout": 0.0}, "method dropout"),
+        ({"bias": "all"}, "method bias"),
         ({"steps": 13}, "steps"),
         ({"learning_rate": 2e-2}, "learning_rate"),
         ({"seed": 1}, "seed"),
@@ -309,8 +313,8 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(file: Path, mon
 
 
 def test_no_held_out_prompt_is_trained_on(file: Path) -> None:
-    train, held_out = read_file(file, DATA, context=48)
-    prompts = [{tuple(s.tokens[: s.n_prompt]) for s in part} for part in (train, held_out)]
+    train, held_out, _ = read_file(file, DATA, base(), LORA)
+    prompts = [{tuple(s.tokens[: s.n_prompt]) for s in part.sequences} for part in (train, held_out)]
     assert prompts[0]
     assert prompts[1]
     assert not prompts[0] & prompts[1]
@@ -319,8 +323,8 @@ def test_no_held_out_prompt_is_trained_on(file: Path) -> None:
 
 def test_what_is_held_out_leaves_no_trace_in_the_adapter(file: Path) -> None:
     run(file)
-    _, held_out = read_file(file, DATA, context=48)
-    secret = {ByteTokenizer().decode(s.tokens[: s.n_prompt]).strip() for s in held_out}
+    _, held_out, _ = read_file(file, DATA, base(), LORA)
+    secret = {ByteTokenizer().decode(s.tokens[: s.n_prompt]).strip() for s in held_out.sequences}
     lines = [line.split("\t") for line in pairs().splitlines()]
     altered = [[prompt, "zzz" if prompt in secret else answer] for prompt, answer in lines]
     assert lines != altered
@@ -344,13 +348,14 @@ def test_the_result_says_what_was_done(file: Path) -> None:
     said: list[str] = []
     start = base()
     result = run(file, base=start, say=said.append)
-    train, held_out = read_file(file, DATA, context=48)
+    train, held_out, plain = read_file(file, DATA, start, LORA)
     trained, _ = load_adapter(file.parent / "out", start)
     assert (result.train, result.held_out, result.steps) == (len(train), len(held_out), STEPS)
     assert result.trained == lora_count(start.config, 2, "qv")
     assert result.file_bytes == len(adapter_bytes(file))
-    assert result.before == bits_per_byte(start, held_out, 4)
-    assert result.after == bits_per_byte(trained, held_out, 4)
+    assert result.before == plain.bits_per_byte(start)
+    assert result.after == held_out.bits_per_byte(trained)
+    assert hashes(parameters(result.model)) == hashes(parameters(trained))
     assert result.after < result.before
     assert said == [
         f"{result.train} examples to train on, {result.held_out} held out; {result.trained:,} trained parameters",
@@ -362,16 +367,16 @@ def test_the_result_says_what_was_done(file: Path) -> None:
 def test_a_model_that_knows_nothing_needs_eight_bits_for_each_byte(file: Path) -> None:
     start = base()
     blank = with_parameters(start, {name: array * 0 for name, array in parameters(start, "tokens.W").items()})
-    _, held_out = read_file(file, DATA, context=48)
+    _, held_out, _ = read_file(file, DATA, start, LORA)
     rounding = 8 * float(np.finfo(np.float32).eps)  # of a logarithm, a product with a weight, a sum
-    assert bits_per_byte(blank, held_out, 4) == pytest.approx(8.0, rel=rounding)
+    assert held_out.bits_per_byte(blank) == pytest.approx(8.0, rel=rounding)
 
 
 def test_bits_are_nats_divided_by_ln_2_whatever_the_batch_size(file: Path) -> None:
-    _, held_out = read_file(file, DATA, context=48)
-    nats = evaluate(base(), epoch(held_out, 1, 0))
+    nats = evaluate(base(), epoch(read_file(file, DATA, base(), LORA)[1].sequences, 1, 0))
     for batch_size in (1, 2, 7):
-        assert bits_per_byte(base(), held_out, batch_size) == pytest.approx(nats / np.log(2.0), rel=1e-6)
+        _, held_out, _ = read_file(file, dataclasses.replace(DATA, batch_size=batch_size), base(), LORA)
+        assert held_out.bits_per_byte(base()) == pytest.approx(nats / np.log(2.0), rel=1e-6)
 
 
 def test_the_number_of_threads_changes_no_bit(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -380,7 +385,8 @@ def test_the_number_of_threads_changes_no_bit(file: Path, monkeypatch: pytest.Mo
         monkeypatch.setenv("LORA_NP_THREADS", workers)
         results.append(run(file, workers))
     assert adapter_bytes(file, "1") == adapter_bytes(file, "2") == adapter_bytes(file, "3")
-    assert results[0] == results[1] == results[2]
+    one, two, three = (dataclasses.astuple(dataclasses.replace(r, model=hashes(parameters(r.model)))) for r in results)
+    assert one == two == three
 
 
 def test_how_often_a_checkpoint_is_written_changes_no_bit(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -393,3 +399,89 @@ def test_how_often_a_checkpoint_is_written_changes_no_bit(file: Path, monkeypatc
     run(file, "often", checkpoint_every=1)
     assert written == [*range(STEPS + 1), STEPS]
     assert adapter_bytes(file) == adapter_bytes(file, "often")
+
+
+def test_recomputing_changes_no_bit(file: Path) -> None:
+    results = [run(file, name, recompute=name == "again") for name in ("kept", "again")]
+    assert adapter_bytes(file, "kept") == adapter_bytes(file, "again")
+    assert results[0].after == results[1].after
+
+
+@pytest.mark.parametrize("method", [Full(), Top(blocks=1), BitFit()], ids=lambda method: type(method).__name__)
+def test_another_method_is_stopped_resumed_and_read_back_in_the_same_way(file: Path, method: Method) -> None:
+    start = base()
+    whole = run(file, "whole", base=start, method=method)
+    with pytest.raises(Interrupted):
+        run(file, method=method, watch=stopped_after(7))
+    run(file, method=method, resume=True)
+    assert adapter_bytes(file) == adapter_bytes(file, "whole")
+    found, read = load_adapter(file.parent / "out", start)
+    assert read == method
+    assert hashes(parameters(found)) == hashes(parameters(whole.model))
+    moved = {n for n, a in parameters(found).items() if not np.array_equal(a, parameters(start)[n])}
+    assert moved <= set(method.trained(found))
+    assert len(moved) > len(method.trained(found)) / 2  # a key's bias is not seen by softmax
+    assert whole.after < whole.before
+
+
+# the run that every other way calls
+
+
+def outcome(file: Path, method: Method = LORA, **settings: Any) -> Outcome:
+    train, held_out, _ = read_file(file, DATA, base(), method)
+    return adaptation.run(train.batches, held_out.bits_per_byte, base(), method, TRAINING, **settings)
+
+
+def test_an_outcome_says_what_a_run_came_to(file: Path) -> None:
+    seen: list[Record] = []
+
+    def watch(records: Iterator[Record], total: int, done: int) -> Iterator[Record]:
+        assert (total, done) == (STEPS, 0)
+        for record in records:
+            seen.append(record)
+            yield record
+
+    found = outcome(file, scored=(0, 4, STEPS), watch=watch)
+    assert found.losses == tuple(record.loss for record in seen)
+    assert found.seconds == tuple(record.seconds for record in seen)
+    assert found.trained == lora_count(base().config, 2, "qv")
+    assert [step for step, _ in found.scores] == [4, STEPS]
+    held_out = read_file(file, DATA, base(), LORA)[1]
+    assert found.score == found.scores[-1][1] == held_out.bits_per_byte(found.model)
+    fourth = with_parameters(found.model, seen[3].state.trained)
+    assert found.scores[0][1] == held_out.bits_per_byte(fourth) != found.score
+
+
+def test_a_run_without_a_folder_is_that_of_the_command(file: Path) -> None:
+    run(file)
+    adapter, _ = load_adapter(file.parent / "out", base())
+    assert hashes(parameters(outcome(file).model)) == hashes(parameters(adapter))
+
+
+def test_the_seed_of_a_run_draws_what_the_method_draws(file: Path) -> None:
+    one, same, other = (hashes(parameters(outcome(file, seed=seed).model)) for seed in (0, 0, 1))
+    assert one == same != other
+
+
+def test_a_run_that_nothing_tells_from_others_keeps_no_checkpoint_and_is_not_resumed(file: Path) -> None:
+    folder = file.parent / "out"
+    folder.mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        outcome(file, folder=folder, watch=stopped_after(6))
+    assert names(folder) == []
+    outcome(file, folder=folder)
+    assert names(folder) == ["adapter.json", "adapter.safetensors"]
+
+
+def test_what_a_method_wants_to_learn_faster_does(file: Path) -> None:
+    """LoRA+ is LoRA whose B has its own rate; what is said of the training goes before what the method says."""
+    plus, plain = METHODS["lora+"](rank=2, alpha=3.0, dropout=0.2, ratio=16.0), LORA  # type: ignore[call-arg]
+    train, held_out, _ = read_file(file, DATA, base(), plain)
+
+    def trained(method: Method, rates: dict[str, float]) -> dict[str, str]:
+        training = dataclasses.replace(TRAINING, rates=rates)
+        found = adaptation.run(train.batches, held_out.bits_per_byte, base(), method, training)
+        return hashes(parameters(found.model, "*.A", "*.B"))
+
+    assert trained(plus, {}) == trained(plain, {"*.B": 16.0}) != trained(plain, {})
+    assert trained(plus, {"*.B": 1.0}) == trained(plain, {})

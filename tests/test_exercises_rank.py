@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 from builders import config, hashes, model
 
-from lora_np.adaptation import bits_per_byte
+from lora_np.adaptation import Text
 from lora_np.costs import SHAPES, lora_count, optimizer_bytes, parameter_count
 from lora_np.exercises.rank import (
     PLACEMENTS,
-    Interval,
     bill,
     check_largest_rank,
     check_optimizer_bytes,
@@ -26,6 +25,7 @@ from lora_np.exercises.rank import (
 from lora_np.lora import LoraConfig
 from lora_np.methods import adapt
 from lora_np.optimization import TrainingConfig
+from lora_np.paper.intervals import Interval
 from lora_np.parameters import count, parameters
 from lora_np.tasks import collate, encode, generate
 from lora_np.tokenizers import ByteTokenizer
@@ -53,7 +53,7 @@ def rejects(hint: str, check: Callable[..., None], *arguments: Any, **settings: 
 def test_a_bill_is_counted_and_equal_to_the_closed_form(placement: str) -> None:
     lora = LoraConfig(rank=2, targets=PLACEMENTS[placement])
     counted = bill(small_base(), lora)
-    trained = count(adapt(small_base(), lora, np.random.default_rng(0)), *lora.trained)
+    trained = count(lora.trained(adapt(small_base(), lora, np.random.default_rng(0))))
     assert counted.trained == trained
     assert counted.optimizer_bytes == optimizer_bytes(trained)
     assert 4 * trained < counted.file_bytes < 4 * trained + 4096
@@ -76,7 +76,7 @@ def test_an_outcome_is_a_training_that_is_scored_and_counted() -> None:
     one, same = (outcome(base, lora, settings, sequences[2:], sequences[:2]) for _ in range(2))
     assert (one.placement, one.rank, one.seed) == ("v", 2, 4)
     assert one.bill == bill(base, lora)
-    assert one.held_out == same.held_out < bits_per_byte(base, sequences[:2], 2)
+    assert one.held_out == same.held_out < Text(sequences[:2], ByteTokenizer()).bits_per_byte(base)
 
 
 def test_an_outcome_of_another_placement_is_named_by_its_targets() -> None:
