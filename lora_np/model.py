@@ -194,7 +194,7 @@ class Transformer:
         """The normalised residual stream before the head, (batch, seq, d_model); `through` applies a block to it."""
         seen = caches[0].length if caches else 0
         _check_tokens(tokens, seen, self)
-        check_together(model=place_of(self), tokens=tokens, mask=mask)
+        check_together(model=place_of(self), tokens=tokens, mask=mask, caches=caches[0].keys if caches else None)
         places = array_module(tokens).arange(seen, seen + tokens.shape[1])
         h = self.tokens(tokens) + self.positions(places)
         for i, block in enumerate(self.blocks):
