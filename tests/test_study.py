@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from builders import moved, rescaled
 
-from lora_np import figures, files, folders, gradients
+from lora_np import adaptation, figures, files, folders, gradients, proofs
 from lora_np.config import TransformerConfig
-from lora_np.lora import adapters, delta
+from lora_np.lora import LoraConfig, adapters, delta
 from lora_np.marks import MARK
 from lora_np.methods import adapt
 from lora_np.model import initialize
-from lora_np.paper import proofs, report, results, study
+from lora_np.paper import report, results, study
+from lora_np.parameters import with_parameters
 from lora_np.wrappers import merge
 
 CONFIG = results.StudyConfig(ranks=(1, 2), steps=6, batch_size=4, examples=40, held_out=0.2, evaluations=3)
@@ -34,7 +35,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def few_gradients(seed: int, watch: Callable[..., Iterable[Any]], device: str) -> gradients.Report:
     """The check of one operation instead of all; `gradcheck` itself has its own tests."""
-    cases = list(gradients.operation_cases(np.random.default_rng(seed)))[:1]
+    cases = list(gradients.operation_cases(seed))[:1]
     return gradients.Report(seed, tuple(row for case in watch(cases) for row in gradients.check(case)))
 
 
@@ -99,12 +100,13 @@ def test_a_learning_curve_starts_at_the_base_and_ends_at_the_loss(
     made: tuple[Path, results.StudyResult], base: Path
 ) -> None:
     out, result = made
-    adapted, lora = files.load_adapter(out / "adapters/rank-2", files.load_model(base))
+    plain = files.load_model(base)
+    adapted, lora = files.load_adapter(out / "adapters/rank-2", plain)
     assert lora == CONFIG.lora(2)
-    task = study.Task.draw(CONFIG, 256)
+    task = study.Task.draw(CONFIG, plain)
     assert [step for step, _ in result.runs[1].held_out] == [0, 2, 4, 6]
     assert result.runs[1].held_out[0][1] == result.base_loss
-    assert result.runs[1].loss == study.bits_per_byte(adapted, task.held_out, CONFIG.batch_size)
+    assert result.runs[1].loss == task.held_out.bits_per_byte(adapted)
     assert result.runs[1].loss < result.base_loss - 0.01
     assert len(result.runs[1].losses) == CONFIG.steps
 
@@ -252,7 +254,7 @@ def different(seed: int, watch: Any, device: str) -> gradients.Report:
 FAULTS: dict[str, tuple[Any, str, Any]] = {
     "every gradient": (gradients, "gradcheck", different),
     "a fresh adapter": (study, "adapt", lambda *arguments: moved(adapt(*arguments))),
-    "predicted = counted": (study, "lora_count", lambda shape, rank, targets: rank),
+    "predicted = counted": (LoraConfig, "numbers", lambda lora, config: lora.rank),
     "the frozen base": (study, "merge", in_place),
     "every merged map": (study, "merge", wrong_scale),
     "every merged model": (study, "merge", wrong_scale),
@@ -271,10 +273,11 @@ def test_a_planted_fault_is_found(claim: str, base: Path, tmp_path: Path, monkey
 def test_a_file_with_other_numbers_is_found(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save = files.save_adapter
 
-    def rounded(folder: Any, model: Any, config: Any, base: str, trained: Any) -> None:
-        save(folder, model, config, base, {name: np.round(array, 3) for name, array in trained.items()})
+    def rounded(folder: Any, model: Any, method: Any, base: Any) -> None:
+        arrays = {name: np.round(array, 3) for name, array in method.trained(model).items()}
+        save(folder, with_parameters(model, arrays), method, base)
 
-    monkeypatch.setattr(files, "save_adapter", rounded)
+    monkeypatch.setattr(adaptation, "save_adapter", rounded)
     result = study.study(tmp_path / "out", replace(CONFIG, ranks=(2,)), base=base)
     assert [claim for claim, holds in result.claims.items() if not holds] == [
         "the file gives back the adapter bit for bit"

@@ -121,7 +121,7 @@ class Run:
     def from_dict(cls, values: Mapping[str, Any]) -> Run:
         """The inverse of `dataclasses.asdict`, from JSON."""
         proofs = values["certificate"]
-        arrays = tuple(ArrayVerdict(**array) for array in proofs["arrays"])
+        arrays = tuple(ArrayVerdict(**{**array, "entry": tuple(array["entry"])}) for array in proofs["arrays"])
         tuples = {
             "losses": tuple(values["losses"]),
             "held_out": tuple((step, bits) for step, bits in values["held_out"]),
