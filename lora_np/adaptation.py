@@ -25,7 +25,7 @@ from .folders import check_free, new_folder, partial_folder
 from .lora import LoraConfig
 from .marks import Kind
 from .memory import available_bytes
-from .method import Method
+from .method import Method, whole
 from .methods import adapt, name_of
 from .methods.tuning import Full
 from .model import Transformer
@@ -46,7 +46,7 @@ Watch = Callable[[Iterator[Record], int, int], Iterable[Record]]
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which examples of a file, and how they become batches."""
+    """Which examples of a file, and how they become batches. Raises ValueError for a batch of none."""
 
     format: str | None = None
     columns: tuple[str, str] | None = None
@@ -56,6 +56,9 @@ class DataConfig:
     held_out: float = 0.1
     batch_size: int = 16
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        whole("batch_size", self.batch_size)
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,15 @@ r"""Three witnesses for every gradient.
 2. **textbook**: autograd alone, on the plain equations of `lora_np.textbook`;
 3. **difference**: the central difference quotient of the loss, entry by entry, in float64.
 
-The third needs no calculus, but has an error of its own. With $D(h) = (f(x+h) - f(x-h))/2h = f' + c\,h^2 + O(h^4)$,
+The third needs no calculus, but has an error of its own. With $D(h) = (f(x+h) - f(x-h))/2h = f' + c_2 h^2 + c_4 h^4 +
+\dots$, each step of Richardson's takes out one more power of h²,
 
-$$R(h) = \frac{4 D(h/2) - D(h)}{3} = f' + O(h^4),\qquad
-  Q = \frac{16 R(h/2) - R(h)}{15} = f' + O(h^6),\qquad
-  e = |Q - R(h/2)| + \frac{\rho}{h} \tag{Q1}$$
+$$T_0(h) = D(h),\qquad T_k(h) = \frac{4^k\,T_{k-1}(h/2) - T_{k-1}(h)}{4^k - 1} = f' + O(h^{2k+2}),\qquad
+  e = |T_3(h) - T_2(h/2)| + \frac{2\rho}{h} \tag{Q1}$$
 
-(Richardson). The first part of e is the error of R(h/2), two orders in h worse than that of Q, so it is a safe
-estimate; the second is the rounding of f, with ρ = 64 ε Σ|terms of f|: each term has a few dozen roundings behind it.
+The quotient is $Q = T_3(h)$. The first part of e is the error of T2(h/2), two orders in h worse than that of Q, so it
+is a safe estimate; the second is the rounding of f, with ρ = 64 ε Σ|terms of f|: each term has a few dozen roundings
+behind it.
 
 Where an array's gradient vanishes identically (a key's bias: softmax does not see what all scores share) all three
 must be below e, and the verdict is "zero".
@@ -23,45 +24,25 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import autograd
-import autograd.numpy as anp
 import numpy as np
 
-from . import operations as ops
-from . import textbook
 from .arrays import Array
-from .config import TransformerConfig
-from .devices import to_device, to_host
-from .differentiation import operation, value_and_grad
-from .lora import LoraConfig
-from .method import Method
-from .methods.tuning import Full
-from .model import initialize, language_model_loss
-from .names import plain
-from .parameters import Arrays, parameters, with_parameters
-from .tasks import Batch
-from .wrappers import wrappers
+from .cases import Case, model_cases, operation_cases
+from .devices import to_device
+from .differentiation import value_and_grad
+from .parameters import Arrays
 
 Verdict = Literal["equal", "zero", "different", "cannot be said"]
 
-STEP = 2.0**-10  # h: large enough that ρ/h is small, small enough that h⁴ is
+STEP = 2.0**-10  # h: large enough that ρ/h is small, small enough that h⁶ is
+LEVELS = 4  # D at h, h/2, h/4, h/8
 ROUNDING = 64.0 * float(np.finfo(np.float64).eps)
 AGREEMENT = 1e-10  # between hand and textbook, of the array's largest gradient: a million times their rounding
 RESOLUTION = 1e-6  # the largest e, of the same, with which the difference quotient may still testify
-
-
-@dataclass(frozen=True)
-class Case:
-    """One scalar loss written twice, and the point (arrays by name) at which its gradients are compared."""
-
-    name: str
-    hand: Callable[[Arrays], Any]
-    textbook: Callable[[Arrays], Any]
-    point: Arrays
-    size: float  # the sum of the absolute values of the terms of the loss, by which its rounding is judged
-    device: str = "cpu"  # where `hand` takes its arrays; the textbook's stay on the host
 
 
 @dataclass(frozen=True)
@@ -112,7 +93,7 @@ def gradcheck(seed: int = 0, watch: Callable[[list[Case]], Iterable[Case]] = ite
     watch   wraps the list of cases as they are gone through (a progress bar, say);
     device  "cpu" or "gpu": where the derivations and the difference quotients are computed, in float64.
     """
-    cases = list(all_cases(np.random.default_rng(seed), device))
+    cases = list(all_cases(seed, device))
     return Report(seed, tuple(row for case in watch(cases) for row in check(case)))
 
 
@@ -142,10 +123,12 @@ def difference_quotient(loss: Callable[[Arrays], Any], point: Arrays, name: str,
             moved[entry] += step
             return float(loss({**point, name: moved}))
 
-        D = [(at(h) - at(-h)) / (2 * h) for h in (STEP, STEP / 2, STEP / 4)]
-        R = [(4 * D[1] - D[0]) / 3, (4 * D[2] - D[1]) / 3]
-        quotient[entry] = (16 * R[1] - R[0]) / 15
-        error[entry] = abs(quotient[entry] - R[1]) + ROUNDING * size / STEP
+        steps = [STEP / 2**level for level in range(LEVELS)]
+        table = [(at(h) - at(-h)) / (2 * h) for h in steps]
+        for k in range(1, LEVELS):
+            coarser, table = table, [(4**k * fine - coarse) / (4**k - 1) for coarse, fine in pairwise(table)]
+        quotient[entry] = table[0]
+        error[entry] = abs(table[0] - coarser[1]) + 2.0 * ROUNDING * size / STEP
     return quotient, error
 
 
@@ -172,161 +155,7 @@ def _row(
     return Row(case, name, shape, figures[0], figures[1], figures[2], figures[3], verdict)
 
 
-def all_cases(rng: np.random.Generator, device: str = "cpu") -> Iterator[Case]:
-    """Every operation, then whole models."""
-    yield from operation_cases(rng, device=device)
-    yield adapted_case(rng, device)
-    yield full_case(rng, causal=True, device=device)
-    yield full_case(rng, causal=False, device=device)
-
-
-# Σ y·c for a constant c, as an operation: the one of autograd.numpy would meet a device with an array of the host.
-projection = operation(
-    lambda y, constant, /, *, wanted: ((y * constant).sum(), constant),
-    lambda constant, dL, wanted: [dL * constant],
-)
-
-
-def operation_cases(rng: np.random.Generator, operations: Any = ops, device: str = "cpu") -> Iterator[Case]:
-    """Each operation between random arguments of random shapes and a random projection to one number.
-
-    operations  where the operations are looked up: `lora_np.operations`, or a stand-in with a planted fault.
-    """
-    batch, seq, d_in, d_out, heads = (int(n) for n in rng.integers(2, 5, 5))
-    rank, vocab, d = int(rng.integers(1, 3)), int(rng.integers(5, 9)), 2 * heads * int(rng.integers(1, 3))
-    scaling = float(rng.uniform(0.5, 2.0))
-
-    def normal(*shape: int) -> Array:
-        return rng.standard_normal(shape)
-
-    def there(array: Array) -> Array:
-        return to_device(array, device)
-
-    def projected(name: str, hand: Callable[..., Any], book: Callable[..., Any], **point: Array) -> Case:
-        y = to_host(hand(*map(there, point.values())))
-        to_number = normal(*y.shape)
-        moved = there(to_number)
-        return Case(
-            name,
-            lambda p: projection(hand(*p.values()), moved),
-            lambda p: anp.sum(book(*p.values()) * to_number),
-            point,
-            float(abs(y * to_number).sum()),
-            device,
-        )
-
-    x, W, b = normal(batch, seq, d_in), normal(d_out, d_in), normal(d_out)
-    yield projected("linear", operations.linear, lambda x, W, b: anp.dot(x, W.T) + b, x=x, W=W, b=b)
-
-    mask = (rng.random(x.shape) < 0.7) / 0.7
-    dropped = there(mask)
-    yield projected(
-        "lora_linear",
-        lambda x, W, b, A, B: operations.lora_linear(x, W, b, A, B, scaling, dropped),
-        lambda x, W, b, A, B: anp.dot(x, W.T) + b + scaling * anp.dot(anp.dot(x * mask, A.T), B.T),
-        x=x,
-        W=W,
-        b=b,
-        A=normal(rank, d_in),
-        B=normal(d_out, rank),
-    )
-    tokens = rng.integers(0, vocab - 1, (batch, seq + 3))  # some occur twice, the last one never
-    ids = there(tokens)
-    yield projected("embedding", lambda W: operations.embedding(ids, W), lambda W: W[tokens], W=normal(vocab, d_in))
-    yield projected(
-        "layer_norm",
-        lambda x, gamma, beta: operations.layer_norm(x, gamma, beta, 1e-5),
-        textbook.layer_norm,
-        x=normal(batch, seq, d) + 3.0,
-        gamma=normal(d),
-        beta=normal(d),
-    )
-    yield projected("gelu", operations.gelu, textbook.gelu, x=2.0 * normal(batch, seq, d))
-
-    keys = seq + int(rng.integers(1, 3))
-    seen = rng.random((batch, keys)) < 0.6
-    seen[:, 0] = True
-    later = np.tril(np.ones((seq, keys), bool), keys - seq)
-    for name, causal, padding, visible in (
-        ("attention, causal", True, None, np.broadcast_to(later, (batch, 1, seq, keys))),
-        ("attention, padded", False, seen, np.broadcast_to(seen[:, None, None], (batch, 1, seq, keys))),
-        ("attention, causal and padded", True, seen, later & seen[:, None, None]),
-    ):
-        hidden = None if padding is None else there(padding)
-        yield projected(
-            name,
-            lambda q, k, v, causal=causal, hidden=hidden: operations.attention(q, k, v, heads, causal, hidden),
-            lambda q, k, v, visible=visible: textbook.attention(q, k, v, heads, visible),
-            q=normal(batch, seq, d),
-            k=normal(batch, keys, d),
-            v=normal(batch, keys, d),
-        )
-    targets, weights = rng.integers(0, vocab, (batch, seq)), rng.random((batch, seq)) * (rng.random((batch, seq)) < 0.8)
-    weights[0, 0] = 1.0
-    logits, labels = 3.0 * normal(batch, seq, vocab), (there(targets), there(weights))
-    yield Case(
-        "cross_entropy",
-        lambda p: operations.cross_entropy(p["logits"], *labels),
-        lambda p: textbook.cross_entropy(p["logits"], targets, weights),
-        {"logits": logits},
-        float(operations.cross_entropy(there(logits), *labels)),
-        device,
-    )
-    h, W = normal(batch, seq, d_in), normal(vocab, d_in)
-    yield Case(
-        "head_cross_entropy",
-        lambda p: operations.head_cross_entropy(p["h"], p["W"], *labels),
-        lambda p: textbook.cross_entropy(anp.dot(p["h"], p["W"].T), targets, weights),
-        {"h": h, "W": W},
-        float(operations.head_cross_entropy(there(h), there(W), *labels)),
-        device,
-    )
-
-
-def adapted_case(rng: np.random.Generator, device: str = "cpu") -> Case:
-    """A whole model with LoRA on every linear map and on the tied token table, its biases trained as well."""
-    config = LoraConfig(
-        rank=2, alpha=3.0, targets=("attention+mlp", "tokens"), bias="all", tied_head="tie", ranks={"mlp.up": 1}
-    )
-    return _model_case("adapted model", _small_model(rng, causal=True), config, rng, device)
-
-
-def full_case(rng: np.random.Generator, *, causal: bool, device: str = "cpu") -> Case:
-    """A whole model with every array trained: causal, or bidirectional with padding and a head of its own."""
-    name = "full model, " + ("causal" if causal else "bidirectional, padded")
-    return _model_case(name, _small_model(rng, causal), Full(), rng, device)
-
-
-def _small_model(rng: np.random.Generator, causal: bool) -> Any:
-    heads = int(rng.integers(2, 4))
-    sizes = {"vocab": int(rng.integers(5, 9)), "context": int(rng.integers(6, 9)), "d_model": 2 * heads, "heads": heads}
-    config = TransformerConfig(**sizes, layers=2, d_ff=int(rng.integers(5, 9)), causal=causal, tied=causal)
-    return initialize(config, rng, np.float64)
-
-
-def _model_case(name: str, base: Any, method: Method, rng: np.random.Generator, device: str) -> Case:
-    """The loss of an adapted model moved to a random point, so that B ≠ 0 and no array is at its special start."""
-    applied = method.apply(base, rng)
-    model = with_parameters(
-        applied, {name: array + 0.4 * rng.standard_normal(array.shape) for name, array in parameters(applied).items()}
-    )
-    config, shape = model.config, (2, model.config.context - 1)
-    tokens, targets = rng.integers(0, model.tokens.words, shape), rng.integers(0, config.vocab, shape)
-    weights = rng.random(shape) * (rng.random(shape) < 0.7)
-    weights[0, -1] = 1.0
-    weights /= weights.sum()
-    mask = None if config.causal else np.arange(shape[1]) < np.array([[shape[1]], [shape[1] - 2]])
-    frozen = {plain(path): array for path, array in parameters(model).items()}
-    scaling = {plain(path): node.scaling for path, node in wrappers(model).items() if hasattr(node, "scaling")}
-
-    node, batch, padding = to_device((model, Batch(tokens, targets, weights), mask), device)
-
-    def hand(point: Arrays) -> Any:
-        return language_model_loss(with_parameters(node, point), batch, padding)
-
-    def book(point: Arrays) -> Any:
-        p = {**frozen, **{plain(path): array for path, array in point.items()}}
-        return textbook.loss(p, tokens, targets, weights, config.heads, scaling, config.causal, mask)
-
-    point = method.trained(model)
-    return Case(name, hand, book, point, float(hand(to_device(point, device))), device)
+def all_cases(seed: int = 0, device: str = "cpu") -> Iterator[Case]:
+    """Every operation, then whole models, one for each method."""
+    yield from operation_cases(seed, device=device)
+    yield from model_cases(seed, device)

@@ -140,7 +140,7 @@ class LoraConfig(Method):
         is_table = isinstance(module, Embedding)
         d_out, d_in = module.W.shape[::-1] if is_table else module.W.shape
         check_rank(rank, d_in, d_out, path)
-        if rank * (d_in + d_out) > d_in * d_out:
+        if rng is not None and rank * (d_in + d_out) > d_in * d_out:
             more = f"{rank * (d_in + d_out)} numbers, more than the {d_in * d_out} of the matrix"
             warnings.warn(f"{path}: rank {rank} trains {more}", stacklevel=4)
         dtype, xp = module.W.dtype, array_module(module.W)

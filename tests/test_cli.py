@@ -153,7 +153,9 @@ def test_every_option_of_lora_reaches_the_adapter(desk: Path) -> None:
     options = ["--rank", 2, "--alpha", 3, "--targets", "query,mlp.up,tokens", "--tied-head", "untie"]
     options += ["--dropout", 0.25, "--bias", "lora_only"]
     done("adapt", "pairs.tsv", "--out", "new", "--base", "base", *options, *SHORT, cwd=desk)
-    lora = json.loads((desk / "new" / "adapter.json").read_text())["lora"]
+    about = json.loads((desk / "new" / "adapter.json").read_text())
+    lora = about["settings"]
+    assert about["method"] == "lora"
     assert (lora["rank"], lora["alpha"], lora["dropout"]) == (2, 3.0, 0.25)
     assert (lora["targets"], lora["bias"], lora["tied_head"]) == (["query", "mlp.up", "tokens"], "lora_only", "untie")
 
@@ -237,6 +239,9 @@ def test_the_json_of_verify_agrees_with_its_table(made: Path) -> None:
             f"{array['bound']:.2e}",
             f"{array['used']:.3f}",
             f"{array['factor']:.7f}",
+            f"{array['factor_low']:.7f}",
+            "…",
+            f"{array['factor_high']:.7f}",
         ]
         assert any(line.split() == row for line in table.splitlines()), row
     assert f"{found['model']['gap']:.2e}" in table
@@ -262,14 +267,16 @@ def test_params_prints_the_exact_numbers(
     assert parameters is None or found["parameters"] == parameters
     assert trained is None or found["trained"] == trained
     assert found["adapter_bytes"]["float16"] == 2 * found["trained"]
-    assert found["optimizer_bytes_saved"] == 8 * (found["parameters"] - found["trained"])
+    assert (found["optimizer_bytes"], found["optimizer_bytes_full"]) == (8 * found["trained"], 8 * found["parameters"])
     table = done("params", *arguments.split(), cwd=tmp_path)
     for quantity, value in {
         "parameters": f"{found['parameters']:,}",
-        "trained by LoRA": f"{found['trained']:,}",
+        "trained": f"{found['trained']:,}",
         "share of the whole": f"{found['share']:.5%}",
         "adapter file, float16": f"{found['adapter_bytes']['float16']:,} B",
-        "optimizer bytes saved": f"{found['optimizer_bytes_saved']:,} B",
+        "Adam's moments, all trained": f"{found['optimizer_bytes_full']:,} B",
+        "Adam's moments, lora": f"{found['optimizer_bytes']:,} B",
+        "more of them beside the base": f"{found['added']:,}",
     }.items():
         assert re.search(rf"{quantity} +{re.escape(value)}(?![\d,])", table), (quantity, table)
 
@@ -358,6 +365,14 @@ BAD_SETTINGS: dict[str, list[str]] = {
     "--targets tokens": ["token embedding", "tied_head"],
     "--steps 0": ["steps", "at least 1", "got 0"],
     "--batch-size 0": ["batch_size", "at least 1", "got 0"],
+    "--method lorra": ["--method must be one of lora,", "'lorra'"],
+    "--set rank": ["--set takes key=value", "'rank'"],
+    "--set rnk=4": ["a setting of lora must be one of rank,", "'rnk'"],
+    "--set rank=many": ["rank", "whole number", "'many'"],
+    "--method bitfit --rank 4": ["a setting of bitfit", "takes no settings", "'rank'"],
+    "--method top --set blocks=3": ["blocks must lie in 1..2", "got 3"],
+    "--rates *.C:2": ["'*.C' matches none"],
+    "--rates *.B": ["--rates"],
     "--learning-rate -0.1": ["learning_rate", "positive", "-0.1"],
     "--learning-rate inf": ["learning_rate", "inf"],
     "--dropout 1": ["dropout must lie in [0, 1)", "1.0"],
@@ -404,14 +419,15 @@ OTHER_COMMANDS: dict[str, list[str]] = {
     "verify ad nowhere --base base": ["nowhere/config.json", "missing"],
     "verify ad": ["merged"],
     "adapt pairs.tsv --out ad --base base": ["ad exists", "--overwrite"],
-    "adapt pairs.tsv --out pairs.tsv --base base": ["pairs.tsv exists", "a regular file"],
+    "adapt pairs.tsv --out pairs.tsv --base base": ["pairs.tsv exists", "which is read here"],
     "adapt pairs.tsv --out . --base base": ["exists"],
     "adapt --out new": ["file"],
     "params": ["model"],
     "params gpt5": ["gpt2", "gpt3", "base", "'gpt5'"],
-    "params gpt3 --rank 0": ["rank", "1..12288", "got 0"],
+    "params gpt3 --rank 0": ["rank", "at least 1", "got 0"],
     "params gpt3 --rank 12289": ["rank", "1..12288", "got 12289"],
-    "params gpt3 --targets quary": ["attention.query", "'quary'"],
+    "params gpt3 --targets quary": ["nearest are query", "'quary'"],
+    "params gpt3 --method top --set blocks=97": ["blocks must lie in 1..96", "got 97"],
     "gradcheck --seed -1": ["--seed", "at least 0", "-1"],
     "study --out ad": ["ad exists", "--overwrite"],
     "bench --sizes huge": ["size", "tiny, small, mid, gpt2, long", "'huge'"],
@@ -556,7 +572,7 @@ def test_a_full_disk_is_named_by_the_file_that_did_not_fit(desk: Path) -> None:
 def test_a_full_disk_leaves_the_last_checkpoint_and_the_run_goes_on_from_it(desk: Path) -> None:
     line = ["adapt", "pairs.tsv", "--base", "base", "--batch-size", 4, "--steps", 25, "--out"]
     done(*line, "whole", cwd=desk)
-    result = command(*line, "new", cwd=desk, code=failing_write(2))
+    result = command(*line, "new", cwd=desk, code=failing_write(3))  # the mark, and the states of steps 0 and 10
     (said,) = findings(result.stderr)
     assert result.returncode == 2
     assert re.fullmatch("lora-np: .*No space left on device", said)
@@ -601,7 +617,7 @@ def test_a_full_disk_behind_stdout_is_refused(made: Path) -> None:
         pytest.skip("there is no /dev/full here")
     for line in (["params", "gpt3"], ["generate", "--prompt", "q", "--base", "m"]):
         with open("/dev/full", "w") as full:
-            assert with_stdout(full.fileno(), *line, cwd=made) == (2, "lora-np: No space left on device\n")
+            assert with_stdout(full.fileno(), *line, cwd=made) == (2, "lora-np: stdout: No space left on device\n")
 
 
 # how it talks

@@ -4,29 +4,18 @@ In every file: the equation, the derivation in tagged steps, and code whose line
 L is the loss and dy stands for ∂L/∂y, an array of the shape of y.
 """
 
-from .activation import gelu
-from .attention import attention
-from .dora import dora_linear
-from .embedding import embedding
-from .head import head_cross_entropy
-from .kronecker import kronecker
-from .linear import linear, lora_linear
-from .loss import cross_entropy
-from .normalization import layer_norm
-from .rows import prepended, replaced_rows, scaled_rows
+from .activation import gelu as gelu
+from .attention import attention as attention
+from .dora import dora_linear as dora_linear
+from .embedding import embedding as embedding
+from .head import head_cross_entropy as head_cross_entropy
+from .kronecker import kronecker as kronecker
+from .linear import linear as linear
+from .linear import lora_linear as lora_linear
+from .loss import cross_entropy as cross_entropy
+from .normalization import layer_norm as layer_norm
+from .rows import prepended as prepended
+from .rows import replaced_rows as replaced_rows
+from .rows import scaled_rows as scaled_rows
 
-__all__ = [
-    "attention",
-    "cross_entropy",
-    "dora_linear",
-    "embedding",
-    "gelu",
-    "head_cross_entropy",
-    "kronecker",
-    "layer_norm",
-    "linear",
-    "lora_linear",
-    "prepended",
-    "replaced_rows",
-    "scaled_rows",
-]
+__all__ = [name for name, value in list(globals().items()) if hasattr(value, "forward")]
