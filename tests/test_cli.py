@@ -596,7 +596,7 @@ def test_a_full_disk_behind_stdout_is_refused(made: Path) -> None:
             result = subprocess.run(
                 [sys.executable, "-c", MAIN, *line], cwd=made, stdout=full, stderr=subprocess.PIPE, text=True
             )
-        assert (result.returncode, result.stderr) == (2, "lora-np: No space left on device\n")
+        assert (result.returncode, result.stderr) == (2, "lora-np: stdout: No space left on device\n")
 
 
 # how it talks
