@@ -123,13 +123,13 @@ def load_adapter(folder: str | Path, base: Transformer) -> tuple[Transformer, Lo
     settings = {k: tuple(v) if isinstance(v, list) else v for k, v in about["lora"].items()}
     config = _checked(LoraConfig, settings, folder / "adapter.json")
     arrays, header = read_arrays(folder / "adapter.safetensors")
+    _check_about(about, header, folder / "adapter.json")
     try:
         adapted = adapt(base, config, np.random.default_rng(0))
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{folder / 'adapter.json'}: {error}") from None
     if about["scaling"] != _scalings(adapted):
         raise ValueError(f"{folder / 'adapter.json'}: 'scaling' does not follow from 'lora'")
-    _check_about(about, header, folder / "adapter.json")
     return _filled(adapted, arrays, folder / "adapter.safetensors", *config.trained), config
 
 
@@ -216,13 +216,16 @@ def read_arrays(path: Path) -> tuple[Arrays, dict[str, str]]:
 
 
 def _header(metadata: Mapping[str, str], path: Path) -> dict[str, str]:
-    """What was written with the arrays; an earlier version wrote it as it is."""
-    if HEADER not in metadata:
-        return dict(metadata)
+    """What was written with the arrays; an earlier version, and other software, wrote it as it is."""
     try:
-        return {str(name): str(value) for name, value in json.loads(metadata[HEADER]).items()}
+        found = json.loads(metadata[HEADER]) if HEADER in metadata else metadata
+        ours = {str(name): str(value) for name, value in found.items() if value is not None}
     except (ValueError, AttributeError, RecursionError):
-        raise ValueError(f"{path} is corrupted: what lora_np wrote into its header is not JSON") from None
+        ours = {}
+    renamed = HEADER not in metadata and any(f'"{DIGEST}"' in text for text in metadata.values())
+    if renamed or (HEADER in metadata and DIGEST not in ours):
+        raise ValueError(f"{path} is corrupted: in its header the digest that lora_np wrote is not to be found")
+    return ours
 
 
 def _digest_of_bytes(arrays: Arrays, header: Mapping[str, str]) -> str:
