@@ -135,6 +135,7 @@ def adapt_to_file(
     check_free(out, ADAPTER, overwrite=overwrite, resume=resume, inputs=(path,))
     contents = read_once(path)
     train, held_out = read_file(contents, data, base.config.context)
+    batches = Batches(train, data.batch_size, data.seed, ByteTokenizer().end)
     model = adapt(base, lora, np.random.default_rng(data.seed))
     if device == "cpu":
         check_room(model, train, data.batch_size, training.micro_batches)
@@ -150,7 +151,6 @@ def adapt_to_file(
     say(f"base: {before:.4f} bits per byte of the held-out references")
     try:
         with new_folder(out, ADAPTER, overwrite=overwrite, resume=resume) as folder:
-            batches = Batches(train, data.batch_size, data.seed, ByteTokenizer().end)
             records = fit(model_loss(model), batches, training, state)
             state = _kept(folder, run, state, watch(records, training.steps, state.step), checkpoint_every)
             model = with_parameters(model, state.trained)

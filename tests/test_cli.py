@@ -404,7 +404,7 @@ OTHER_COMMANDS: dict[str, list[str]] = {
     "verify ad nowhere --base base": ["nowhere/config.json", "missing"],
     "verify ad": ["merged"],
     "adapt pairs.tsv --out ad --base base": ["ad exists", "--overwrite"],
-    "adapt pairs.tsv --out pairs.tsv --base base": ["pairs.tsv exists", "a regular file"],
+    "adapt pairs.tsv --out pairs.tsv --base base": ["pairs.tsv exists", "which is read here"],
     "adapt pairs.tsv --out . --base base": ["exists"],
     "adapt --out new": ["file"],
     "params": ["model"],
@@ -556,7 +556,7 @@ def test_a_full_disk_is_named_by_the_file_that_did_not_fit(desk: Path) -> None:
 def test_a_full_disk_leaves_the_last_checkpoint_and_the_run_goes_on_from_it(desk: Path) -> None:
     line = ["adapt", "pairs.tsv", "--base", "base", "--batch-size", 4, "--steps", 25, "--out"]
     done(*line, "whole", cwd=desk)
-    result = command(*line, "new", cwd=desk, code=failing_write(2))
+    result = command(*line, "new", cwd=desk, code=failing_write(3))
     (said,) = findings(result.stderr)
     assert result.returncode == 2
     assert re.fullmatch("lora-np: .*No space left on device", said)
@@ -581,7 +581,7 @@ def failing_write(after: int) -> str:
 @pytest.mark.parametrize("kind", ["empty", "truncated", "header flipped", "name flipped", "no number"])
 def test_a_damaged_checkpoint_is_refused_and_kept(desk: Path, kind: str) -> None:
     line = ["adapt", "pairs.tsv", "--base", "base", "--steps", 25, "--out", "new"]
-    assert command(*line, cwd=desk, code=failing_write(2)).returncode == 2
+    assert command(*line, cwd=desk, code=failing_write(3)).returncode == 2
     path = desk / "new.partial" / "checkpoint.safetensors"
     damaged(path, kind)
     said = refused(*line, "--resume", cwd=desk)
