@@ -231,6 +231,7 @@ def adapt_to_file(
     check_free(out, ADAPTER, overwrite=overwrite, resume=resume, inputs=(path,))
     contents = read_once(path)
     train, held_out, plain = read_file(contents, data, base, method, tokenizer)
+    batches = train.batches  # before memory is predicted: a batch size may be none
     if device == "cpu":
         check_room(base, method, train, training.micro_batches, recompute=recompute)
     digest_of_base = digest(base)
@@ -246,7 +247,7 @@ def adapt_to_file(
     try:
         with new_folder(out, ADAPTER, overwrite=overwrite, resume=resume) as folder:
             outcome = run(
-                train.batches,
+                batches,
                 held_out.bits_per_byte,
                 base,
                 method,

@@ -122,6 +122,8 @@ def load_adapter(folder: str | Path, base: Transformer) -> tuple[Transformer, Me
         raise ValueError(
             f"{folder} was trained on another base: its digest is {about['base'][:12]}, this base's {digest(base)[:12]}"
         )
+    arrays, header = read_arrays(folder / "adapter.safetensors")
+    _check_about(about, header, path)
     try:
         method = method_from(_first_form(about))
         adapted = method.apply(base, None)
@@ -129,8 +131,6 @@ def load_adapter(folder: str | Path, base: Transformer) -> tuple[Transformer, Me
         raise ValueError(f"{path}: {error}") from None
     if "lora" in about and about.get("scaling") != {p: m.scaling for p, m in adapters(adapted).items()}:
         raise ValueError(f"{path}: 'scaling' does not follow from 'lora'")
-    arrays, header = read_arrays(folder / "adapter.safetensors")
-    _check_about(about, header, path)
     dtype = place_of(base).dtype
     return _filled(adapted, arrays, folder / "adapter.safetensors", dtype, method.trained(adapted)), method
 
@@ -223,13 +223,16 @@ def read_arrays(path: Path) -> tuple[Arrays, dict[str, str]]:
 
 
 def _header(metadata: Mapping[str, str], path: Path) -> dict[str, str]:
-    """What was written with the arrays; an earlier version wrote it as it is."""
-    if HEADER not in metadata:
-        return dict(metadata)
+    """What was written with the arrays; an earlier version, and other software, wrote it as it is."""
     try:
-        return {str(name): str(value) for name, value in json.loads(metadata[HEADER]).items()}
+        found = json.loads(metadata[HEADER]) if HEADER in metadata else metadata
+        ours = {str(name): str(value) for name, value in found.items() if value is not None}
     except (ValueError, AttributeError, RecursionError):
-        raise ValueError(f"{path} is corrupted: what lora_np wrote into its header is not JSON") from None
+        ours = {}
+    renamed = HEADER not in metadata and any(f'"{DIGEST}"' in text for text in metadata.values())
+    if renamed or (HEADER in metadata and DIGEST not in ours):
+        raise ValueError(f"{path} is corrupted: in its header the digest that lora_np wrote is not to be found")
+    return ours
 
 
 def _digest_of_bytes(arrays: Arrays, header: Mapping[str, str]) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from commands import begun
 
 from lora_np import bench as public
 from lora_np.bench import SIZES, BenchConfig, BenchReport, ChildError, Measured, Size, markdown, named_size, tables
@@ -414,12 +415,25 @@ def test_the_face_of_the_package_has_what_its_example_needs() -> None:
     assert math.isclose(measured().median, 2.0)
 
 
+def test_a_child_imports_nothing_of_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("typing", "numpy", "lora_np", "threadpoolctl"):
+        (tmp_path / f"{name}.py").write_text(f"open('executed-{name}', 'w').close()\n")
+    assert subprocess.run([sys.executable, "-c", "import typing"], check=True).returncode == 0
+    (tmp_path / "executed-typing").unlink()  # contrast: it is there to be imported
+    child = Process(Task("lora", SIZES["tiny"], workers=1))
+    try:
+        assert child.wait() == {"ready": True}
+    finally:
+        child.end()
+    assert not list(tmp_path.glob("executed-*"))
+
+
 # ------------------------------------------------------------------------------------------------------ the command
 
 
 def command(*arguments: str, **settings: Any) -> subprocess.Popen[str]:
-    line = [sys.executable, "-c", "from lora_np.cli import main; main()", "bench", *arguments]
-    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **settings)
+    return begun("bench", *arguments, **settings)
 
 
 @pytest.mark.slow

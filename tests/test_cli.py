@@ -597,7 +597,7 @@ def failing_write(after: int) -> str:
 @pytest.mark.parametrize("kind", ["empty", "truncated", "header flipped", "name flipped", "no number"])
 def test_a_damaged_checkpoint_is_refused_and_kept(desk: Path, kind: str) -> None:
     line = ["adapt", "pairs.tsv", "--base", "base", "--steps", 25, "--out", "new"]
-    assert command(*line, cwd=desk, code=failing_write(2)).returncode == 2
+    assert command(*line, cwd=desk, code=failing_write(3)).returncode == 2
     path = desk / "new.partial" / "checkpoint.safetensors"
     damaged(path, kind)
     said = refused(*line, "--resume", cwd=desk)

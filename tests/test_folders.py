@@ -316,7 +316,8 @@ def test_a_file_of_the_users_in_a_folder_of_ours_keeps_it_from_being_replaced(
         write(tmp_path / "out", LONG)
     place = tmp_path / ("out.partial" if partial else "out") / foreign
     if foreign == "b":
-        place.symlink_to(tmp_path)  # a name that we write, and a link that we do not
+        (tmp_path / "mine").write_text("mine")
+        place.symlink_to(tmp_path / "mine")  # a name that we write, and a link that we do not
     else:
         place.mkdir() if foreign == "sub" else place.write_text("mine")
     before = listing(tmp_path)
@@ -411,6 +412,24 @@ def test_a_new_folder_that_cannot_take_its_place_leaves_the_old_one_in_it(
         save_model(tmp_path / "out", SMALL[1], overwrite=True)
     assert listing(tmp_path / "out") == before
     assert {path.name for path in tmp_path.iterdir()} == {"out", "out.partial"}
+
+
+@pytest.mark.skipif(sys.platform not in renaming.FLAGS, reason="needs a system that can exchange two names")
+def test_a_folder_that_comes_between_the_last_look_and_the_exchange_is_put_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def late(one: Path, other: Path) -> bool:
+        if not (tmp_path / "old").exists():
+            other.rename(tmp_path / "old")
+            folder_with(other, notes_txt="mine")
+        return exchange(one, other)
+
+    write(tmp_path / "out")
+    monkeypatch.setattr(folders, "exchange", late)
+    with pytest.raises(FileExistsError, match="was changed meanwhile and stays"):
+        write(tmp_path / "out", overwrite=True)
+    assert listing(tmp_path / "out") == {"notes.txt": b"mine"}
+    assert listing(tmp_path / "out.partial") == {"a": b"1"}
 
 
 def test_replacing_a_folder_that_fails_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

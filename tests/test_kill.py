@@ -6,13 +6,14 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
+import commands
 import numpy as np
 import pytest
-from test_cli import MAIN, done, findings, tiny_base
+from commands import AS_FROM_A_TERMINAL, IN_THE_BACKGROUND
+from test_cli import done, findings, tiny_base
 
 from lora_np.files import load_adapter, load_model, read_arrays
 from lora_np.marks import MARK
@@ -33,16 +34,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def begun(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+def begun(folder: Path, *arguments: str, before: str = AS_FROM_A_TERMINAL) -> subprocess.Popen[str]:
     """The real command, as a process that has begun to be."""
-    return subprocess.Popen(
-        [sys.executable, "-c", MAIN, *LINE, *arguments],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONUTF8": "1"},
-    )
+    return commands.begun(*LINE, *arguments, cwd=folder, before=before)
 
 
 def first_line(process: subprocess.Popen[str]) -> str:
@@ -84,12 +78,20 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bits(made: Path) -> Non
     load_adapter(made / "killed", load_model(made / "base"))
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("sent", "before"),
+    [
+        (signal.SIGINT, AS_FROM_A_TERMINAL),
+        (signal.SIGTERM, IN_THE_BACKGROUND),
+        (signal.SIGHUP, AS_FROM_A_TERMINAL),
+    ],
+    ids=["Ctrl-C", "kill of a job in the background", "a terminal that goes away"],
+)
 def test_a_run_that_is_asked_to_stop_saves_says_so_and_goes_on_to_the_same_bits(
-    made: Path, sent: signal.Signals
+    made: Path, sent: signal.Signals, before: str
 ) -> None:
     out = sent.name
-    with begun(made, out) as process:
+    with begun(made, out, before=before) as process:
         first_line(process)
         time.sleep(0.05)
         process.send_signal(sent)

@@ -130,7 +130,7 @@ def refused(path: Path, message: str, *args: Any, **settings: Any) -> None:
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.txt: no such file$"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.txt is missing: no such file$"):
         read_examples(tmp_path / "nowhere.txt")
 
 

@@ -160,6 +160,17 @@ def test_a_table_is_printed_whatever_the_width_is_said_to_be(
     assert "parameters" in shown or (columns == "1" and set("parameters") <= set(shown))  # folded
 
 
+def test_the_command_imports_nothing_of_the_current_folder(desk: Path) -> None:
+    for name in ("safetensors", "threadpoolctl", "tqdm", "typing_extensions"):
+        (desk / f"{name}.py").write_text(f"open('executed-{name}', 'w').close()\n")
+    contrast = AS_FROM_A_TERMINAL + "import tqdm\n"
+    assert ended(cwd=desk, before=contrast)[0] == 0
+    assert {path.name for path in desk.glob("executed-*")} == {"executed-tqdm"}
+    (desk / "executed-tqdm").unlink()
+    assert ended("generate", "--prompt", "q", "--base", "base", "--tokens", 1, cwd=desk)[0] == 0
+    assert not list(desk.glob("executed-*"))
+
+
 # lines
 
 

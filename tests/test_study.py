@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import re
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -339,6 +340,60 @@ def test_a_damaged_part_is_refused(base: Path, tmp_path: Path) -> None:
     part.write_text("{}")
     with pytest.raises(ValueError, match="'of' is missing"):
         study.study(out, CONFIG, base=base, resume=True)
+
+
+def removed(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def retrained(path: Path) -> None:
+    """An adapter of the same base that is another one, whole and consistent in itself."""
+    arrays, _ = files.read_arrays(path / "adapter.safetensors")
+    about = {files.ABOUT: (path / "adapter.json").read_text()}
+    files.write_arrays(path / "adapter.safetensors", {name: 2 * array for name, array in arrays.items()}, about)
+
+
+def flattered(path: Path) -> None:
+    """A part that says something better than was found."""
+    part = json.loads(path.read_text())
+    part["result"]["held_out"][-1][1] = 0.5
+    path.write_text(json.dumps(part))
+
+
+def emptied(path: Path) -> None:
+    part = json.loads(path.read_text())
+    path.write_text(json.dumps({**part, "result": {}}))
+
+
+CHANGES: list[tuple[str, Callable[[Path], None], str | None]] = [
+    ("parts/rank-1.json", removed, None),  # it is made again
+    ("parts/rank-1.json", flattered, "is damaged, or was changed"),
+    ("parts/rank-1.json", emptied, "is damaged, or was changed"),
+    ("parts/gradients.json", emptied, "is damaged, or was changed"),
+    ("parts/rank-1.json", lambda path: path.write_text("{"), "is not JSON"),
+    ("adapters/rank-1", removed, "adapter.json is missing"),
+    ("adapters/rank-1/adapter.safetensors", removed, "adapter.safetensors is missing"),
+    ("adapters/rank-1/adapter.safetensors", lambda path: path.write_bytes(path.read_bytes()[:-1]), "truncated"),
+    ("adapters/rank-1", retrained, "is not the adapter that was measured"),
+]
+
+
+def test_what_was_changed_while_a_study_was_stopped_is_named_with_what_to_do(base: Path, tmp_path: Path) -> None:
+    stopped = tmp_path / "stopped.partial"
+    with pytest.raises(KeyboardInterrupt):
+        study.study(tmp_path / "stopped", CONFIG, base=base, watch=stop_at("rank-2"))
+    for number, (name, change, words) in enumerate(CHANGES):
+        out = tmp_path / f"out{number}"
+        shutil.copytree(stopped, folders.partial_folder(out))
+        change(folders.partial_folder(out) / name)
+        settings: Any = {"base": base, "resume": True}
+        if words is None:
+            assert study.study(out, CONFIG, **settings).holds
+            continue
+        with pytest.raises(ValueError, match=words) as found:
+            study.study(out, CONFIG, **settings)
+        assert "--resume: it is made again" in str(found.value)
+        assert not out.exists()
 
 
 def test_there_must_be_something_to_resume(base: Path, tmp_path: Path) -> None:

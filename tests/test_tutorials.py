@@ -76,14 +76,25 @@ def test_an_existing_file_is_named_and_nothing_is_written(tmp_path: Path) -> Non
     assert sorted(p for p in tmp_path.rglob("*") if p.is_file()) == [mine]
 
 
-def test_a_file_that_cannot_be_written_leaves_no_part_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(_: int) -> None:
-        raise OSError("no space left")
+@pytest.mark.parametrize("after", [0, 1, 9])
+@pytest.mark.parametrize("kind", [OSError, KeyboardInterrupt])
+def test_a_copy_that_fails_anywhere_leaves_what_was_there_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int, kind: type[BaseException]
+) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    flushed: list[int] = []
+
+    def full(file: int) -> None:
+        if len(flushed) == after:
+            raise kind("no space left")
+        flushed.append(file)
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="no space left"):
-        copy_tutorials(tmp_path)
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    for folder in (tmp_path, tmp_path / "far" / "away"):
+        with pytest.raises(kind, match="no space left"):
+            copy_tutorials(folder)
+        assert list(tmp_path.rglob("*")) == [tmp_path / "notes.txt"]
+        flushed.clear()
 
 
 def test_those_of_the_package_come_before_those_of_a_clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
