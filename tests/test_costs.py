@@ -6,6 +6,7 @@ import dataclasses
 import doctest
 import importlib
 import json
+import math
 import subprocess
 import sys
 import tracemalloc
@@ -331,18 +332,20 @@ def test_a_shape_that_cannot_be_raises() -> None:
 # ---------------------------------------------------------------------------------------------- the memory of a step
 
 
+@pytest.mark.parametrize("heads", [4, 64])  # a number for each: the second time a twelfth of all, more than the margin
 @pytest.mark.parametrize("targets", ["qv", "attention.output", "attention+mlp", "mlp.down", None], ids=str)
-def test_the_numbers_a_block_keeps_are_the_predicted_ones(targets: str | None) -> None:
+def test_the_numbers_a_block_keeps_are_the_predicted_ones(targets: str | None, heads: int) -> None:
     """Held between forward and backward: what one block more adds, in float64, against (C10)."""
-    _, *found = (kept_between_forward_and_backward(layers, targets) for layers in (2, 2, 4))  # the first fills caches
-    shape = Shape("x", 1, 64, 4, 256, 32, 64)
+    # the first fills caches
+    _, *found = (kept_between_forward_and_backward(layers, targets, heads) for layers in (2, 2, 4))
+    shape = Shape("x", 1, 64, heads, 256, 32, 64)
     predicted = 2 * 128 * 8 * costs.saved_numbers(shape, None if targets is None else 3, targets or "qv")
     # beside arrays: Python's objects, some kilobytes a block
     assert predicted <= found[1] - found[0] <= 1.05 * predicted
 
 
-def kept_between_forward_and_backward(layers: int, targets: str | None) -> int:
-    base = initialize(TransformerConfig(32, 64, 64, layers, 4), np.random.default_rng(0), np.float64)
+def kept_between_forward_and_backward(layers: int, targets: str | None, heads: int) -> int:
+    base = initialize(TransformerConfig(32, 64, 64, layers, heads), np.random.default_rng(0), np.float64)
     node = base
     if targets is not None:
         node = adapt(base, LoraConfig(rank=3, targets=targets), np.random.default_rng(1))
@@ -360,6 +363,31 @@ def kept_between_forward_and_backward(layers: int, targets: str | None) -> int:
 
     value_and_grad(loss)(trained)
     return held[0]
+
+
+@given(adapters(), st.booleans(), st.integers(1, 9), st.integers(1, 9), st.integers(1, 4), st.booleans())
+def test_a_step_holds_what_its_equation_says(
+    adapter: tuple[Shape, int, tuple[str, ...]], full: bool, batch: int, length: int, pieces: int, recomputed: bool
+) -> None:
+    """(C11) and (C12), part by part: the share of some is less than the margin of what is measured below."""
+    shape, rank, targets = adapter
+    d, f, layers = shape.d_model, shape.d_ff, shape.layers
+    every = costs.parameter_count(shape)
+    trained = every if full else costs.lora_count(shape, rank, targets)
+    block = costs.saved_numbers(shape, None if full else rank, targets)
+    inputs_of_blocks = layers * d + block
+    inside_one_mlp = 2 * f + 3 * d
+    head = 2 * d
+    a_token = (inputs_of_blocks if recomputed else layers * block) + inside_one_mlp + head
+    moments = 2 * trained
+    for at_once in range(1, pieces + 1):
+        tokens = at_once * math.ceil(batch / pieces) * length
+        gradients = every + trained + moments + pieces * trained + tokens * a_token
+        update = every + 2 * (trained + moments) + trained
+        found = costs.step_bytes(
+            shape, batch, length, None if full else rank, targets, pieces=pieces, at_once=at_once, recomputed=recomputed
+        )
+        assert found == 4 * max(gradients, update)
 
 
 STEPS = {
