@@ -336,6 +336,17 @@ def test_the_rounding_bound_grows_with_d_in_as_it_must(dtype: Any) -> None:
 
 
 @in_both_precisions
+def test_the_rounding_bound_grows_with_the_rank_as_it_must(dtype: Any) -> None:
+    """The same inside BA, whose columns meet only in the merged sum: A(1, 1) is 1 or 0 where its entries are 1/u."""
+    rank, is_big = 16384, rng().random((16384, 1)) < 1 / 128
+    A = np.where(is_big, 2.0 / np.finfo(dtype).eps * np.array([1, -1]), np.array([1, 0])).astype(dtype)
+    module = LoraLinear(Linear(np.zeros((1, 2), dtype)), A, np.ones((1, rank), dtype), 1.0)
+    share = share_of_bound(module, np.ones((3, 2), dtype)).max()
+    assert share <= 1.0
+    assert share * (2 + rank + 4) / (2 + 4) > 2.0  # measured 5.3
+
+
+@in_both_precisions
 def test_the_rounding_bound_grows_with_the_bias_as_it_must(dtype: Any) -> None:
     """The sum with a large b rounds at the size of b, and two sums that differ in their last bit to either side."""
     module = lora_linear_module(rng(), 8, 4, 2, dtype)
