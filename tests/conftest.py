@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
+
+# Before anything imports NumPy. The tests' matrices are small: several threads for one product only spin and wait, and
+# fight over the cores with those of the other test processes. A test that needs more than one asks for them.
+os.environ.update(dict.fromkeys(("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"), "1"))
 
 import pytest
 import warm

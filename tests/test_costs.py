@@ -6,6 +6,7 @@ import dataclasses
 import doctest
 import importlib
 import json
+import math
 import subprocess
 import sys
 import tracemalloc
@@ -431,6 +432,31 @@ def kept_between_forward_and_backward(layers: int, targets: str | None, heads: i
 
     value_and_grad(loss)(method.trained(node))
     return held[0]
+
+
+@given(adapters(), st.booleans(), st.integers(1, 9), st.integers(1, 9), st.integers(1, 4), st.booleans())
+def test_a_step_holds_what_its_equation_says(
+    adapter: tuple[Shape, int, tuple[str, ...]], full: bool, batch: int, length: int, pieces: int, recomputed: bool
+) -> None:
+    """(C11) and (C12), part by part: the share of some is less than the margin of what is measured below."""
+    shape, rank, targets = adapter
+    d, f, layers = shape.d_model, shape.d_ff, shape.layers
+    every = costs.parameter_count(shape)
+    trained = every if full else costs.lora_count(shape, rank, targets)
+    block = costs.saved_numbers(shape, None if full else rank, targets)
+    inputs_of_blocks = layers * d + block
+    inside_one_mlp = 2 * f + 3 * d
+    head = 2 * d
+    a_token = (inputs_of_blocks if recomputed else layers * block) + inside_one_mlp + head
+    moments = 2 * trained
+    for at_once in range(1, pieces + 1):
+        tokens = at_once * math.ceil(batch / pieces) * length
+        gradients = every + trained + moments + pieces * trained + tokens * a_token
+        update = every + 2 * (trained + moments) + trained
+        found = costs.step_bytes(
+            shape, batch, length, None if full else rank, targets, pieces=pieces, at_once=at_once, recomputed=recomputed
+        )
+        assert found == 4 * max(gradients, update)
 
 
 STEPS = {

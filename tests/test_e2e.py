@@ -10,7 +10,7 @@ import pytest
 from shared_data import shared_data
 from test_cli import done
 
-STEPS = 24
+STEPS = 10
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A folder with an adapter and its merged model, and what `adapt` said."""
     data = shared_data("e2e/valid.txt")
     folder = tmp_path_factory.mktemp("e2e")
-    line = ["adapt", data, "--rank", 4, "--targets", "qv", "--steps", STEPS, "--batch-size", 8, "--held-out", 0.01]
+    line = ["adapt", data, "--rank", 4, "--targets", "qv", "--steps", STEPS, "--batch-size", 4, "--held-out", 0.01]
     said = done(*line, "--out", "ad", cwd=folder)
     done("merge", "ad", "--out", "m", cwd=folder)
     return folder, said

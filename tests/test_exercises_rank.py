@@ -93,7 +93,7 @@ def test_the_fastest_step_of_every_way_is_timed() -> None:
     before = hashes(parameters(base))
     seconds = fastest_steps(base, ways, batch, turns=2)
     assert list(seconds) == list(ways)
-    assert all(0 < taken < 60 for taken in seconds.values())
+    assert all(taken > 0 for taken in seconds.values())
     assert hashes(parameters(base)) == before
 
 

@@ -95,7 +95,7 @@ def test_a_run_that_is_asked_to_stop_saves_says_so_and_goes_on_to_the_same_bits(
         first_line(process)
         time.sleep(0.05)
         process.send_signal(sent)
-        _, stderr = process.communicate(timeout=60)
+        _, stderr = process.communicate(timeout=300)
     assert process.returncode == 130
     (said,) = findings(stderr)
     stopped = re.fullmatch(r"lora-np: interrupted after step (\d+); --resume continues", said)
@@ -104,7 +104,7 @@ def test_a_run_that_is_asked_to_stop_saves_says_so_and_goes_on_to_the_same_bits(
     assert sorted(path.name for path in (made / f"{out}.partial").iterdir()) == [MARK, "checkpoint.safetensors"]
     with begun(made, out, "--resume") as process:
         assert first_line(process).startswith(f"step {int(stopped[1]) + 1}/")
-        process.communicate(timeout=60)
+        process.communicate(timeout=300)
     assert process.returncode == 0
     assert adapter(made, out) == adapter(made, "whole")
 
@@ -114,7 +114,7 @@ def test_stopping_twice_in_a_row_loses_nothing(made: Path) -> None:
         first_line(process)
         process.send_signal(signal.SIGINT)
         process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate(timeout=60)
+        _, stderr = process.communicate(timeout=300)
     assert process.returncode == 130, stderr
     assert steps_kept(made, "twice") >= 0
     done(*LINE, "twice", "--resume", cwd=made)

@@ -207,11 +207,13 @@ def test_bits_per_byte_charges_every_byte_after_the_first_once() -> None:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A script that makes a tiny model of a tiny text in a second or two."""
+    """A script that makes a tiny model of a tiny text in less than a second."""
     monkeypatch.setattr(make, "SIZES", TransformerConfig(vocab=256, context=12, d_model=8, layers=1, heads=2))
-    short = make.Phase(TrainingConfig(steps=600, learning_rate=1e-2, warmup=5), ((0, 2, 6), (400, 1, 12)))
-    long = make.Phase(TrainingConfig(steps=1100, learning_rate=1e-2, warmup=5), ((0, 1, 12),))
+    short = make.Phase(TrainingConfig(steps=120, learning_rate=2e-2, warmup=5), ((0, 8, 6), (80, 4, 12)))
+    long = make.Phase(TrainingConfig(steps=220, learning_rate=2e-2, warmup=5), ((0, 4, 12),))
     monkeypatch.setattr(make, "PHASES", (short, long))
+    monkeypatch.setattr(make, "LOGGED", 100)
+    monkeypatch.setattr(make, "SCORED", 200)
     monkeypatch.setattr(make, "parts", lambda: (["tick tock " * 20, "tock tick " * 20], ["tick tock tick " * 5]))
 
 
@@ -227,7 +229,7 @@ def test_making_it_twice_makes_the_same_bytes_even_when_it_is_stopped(
 
     def stopped(*arguments: Any) -> Iterator[Any]:
         for record in fit(*arguments):
-            if record.step == 700:
+            if record.step == 140:
                 raise KeyboardInterrupt
             yield record
 
@@ -237,10 +239,11 @@ def test_making_it_twice_makes_the_same_bytes_even_when_it_is_stopped(
             make.make(tmp_path / "b")
     make.make(tmp_path / "b")
     assert written(tmp_path / "a") == written(tmp_path / "b")
-    row = r"^\| (\d) \| ([\d,]+) \| ([\d.]+) \|"
+    row = r"^\| (\d) \| ([\d,]+) \| ([\d.]+ \| [\d.]*) *\|"
     logs = [re.findall(row, (tmp_path / x / "README.md").read_text(), re.M) for x in "ab"]
     assert logs[0] == logs[1]
-    assert [(phase, step) for phase, step, _ in logs[0]] == [("1", "500"), ("2", "500"), ("2", "1,000")]
+    assert [(phase, step) for phase, step, _ in logs[0]] == [("1", "100"), ("2", "100"), ("2", "200")]
+    assert [scores.endswith("| ") for _, _, scores in logs[0]] == [True, True, False]
 
 
 def test_the_script_writes_a_model_that_learned_and_a_readme_with_its_numbers(tmp_path: Path, small: None) -> None:

@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from lora_np.threads import MOST, VARIABLE, each, thread_map, worker_count
 
 # How long two threads wait for each other; they meet at once, unless there is only one of them.
-PATIENCE = 20.0
+PATIENCE = 300.0
 
 
 def blas_threads(_: Any = None) -> set[int]:
@@ -28,14 +28,18 @@ def blas_threads(_: Any = None) -> set[int]:
 @pytest.mark.parametrize("workers", [1, 2, 4])
 def test_results_stand_in_the_order_of_the_items_whoever_is_first(workers: int) -> None:
     finished: list[int] = []
+    overtaken = threading.Event()
 
-    def slow_first(i: int) -> int:
-        time.sleep(0.05 if i == 0 else 0.0)
+    def first_last(i: int) -> int:
+        if i == 0 and workers > 1:
+            assert overtaken.wait(PATIENCE)
         finished.append(i)
+        if i == 5:
+            overtaken.set()
         return i * i
 
     with thread_map(workers) as run:
-        assert run(slow_first, range(6)) == [0, 1, 4, 9, 16, 25]
+        assert run(first_last, range(6)) == [0, 1, 4, 9, 16, 25]
     assert sorted(finished) == list(range(6))
     assert (finished == list(range(6))) == (workers == 1)
 
@@ -91,12 +95,13 @@ def test_no_thread_is_left_behind() -> None:
 # ------------------------------------------------------------------------------------ idle threads, inside one item
 
 
-def threads_of_each(workers: int, items: int, jobs: int) -> list[set[int]]:
-    """Which threads `each` used, for every item of the map."""
+def threads_of_each(workers: int, items: int, jobs: int, at_once: int = 1) -> list[set[int]]:
+    """Which threads `each` used, for every item of the map; so many jobs wait for one another."""
+    meeting = threading.Barrier(at_once, timeout=PATIENCE)
 
     def one(_: int) -> set[int]:
         used: set[int] = set()
-        each(lambda _: (time.sleep(0.01), used.add(threading.get_ident())), range(jobs))
+        each(lambda _: (meeting.wait(), used.add(threading.get_ident())), range(jobs))
         return used
 
     with thread_map(workers) as run:
@@ -104,7 +109,7 @@ def threads_of_each(workers: int, items: int, jobs: int) -> list[set[int]]:
 
 
 def test_a_single_item_has_the_other_threads_to_itself() -> None:
-    (used,) = threads_of_each(2, 1, 8)
+    (used,) = threads_of_each(2, 1, 8, at_once=2)
     assert len(used) == 2
     assert threading.get_ident() not in used
 
@@ -175,7 +180,7 @@ def test_a_product_has_the_same_bits_on_any_number_of_workers() -> None:
     factors = [np.random.default_rng(seed).standard_normal((70, 70)).astype(np.float32) for seed in range(8)]
     products = []
     for workers in (1, 2, 4):
-        with thread_map(workers) as run:
+        with threadpool_limits(limits=2, user_api="blas"), thread_map(workers) as run:
             products.append([product.tobytes() for product in run(lambda x: x @ x.T, factors)])
     assert products[0] == products[1] == products[2]
 

@@ -3,7 +3,7 @@ r"""Runs of the real command that do not import everything again.
 Nearly all the time of a short command is Python importing NumPy, typer and rich. Here one process imports them once
 and forks itself for each run. Every run is still a process, with arguments, folder, environment, streams and an end of
 its own; it can be limited, patched or killed without another noticing. What it does not show is how Python starts: what
-the variables PYTHON… and LC_… do, and from where a module is imported. For that there is `fresh`.
+the variables PYTHON…, LC_… and OPENBLAS… do, and from where a module is imported. For that there is `fresh`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Done = subprocess.CompletedProcess[str]
 
 def run(arguments: list[str], cwd: Path, env: dict[str, str], code: str) -> Done:
     """`python -c code arguments` in the folder, `env` on top of the environment: by the quicker way that shows it."""
-    how_it_starts = any(name.startswith(("PYTHON", "LC_")) for name in env)
+    how_it_starts = any(name.startswith(("PYTHON", "LC_", "OPENBLAS")) for name in env)
     return (fresh if how_it_starts or not hasattr(os, "fork") else forked)(arguments, cwd, env, code)
 
 

@@ -30,6 +30,7 @@ from .corpus import parts, stream
 
 SIZES = TransformerConfig(vocab=256, context=640, d_model=192, layers=4, heads=6)
 SEED = 0
+LOGGED, SCORED = 500, 2000  # every so many steps: a line of the log and a checkpoint, and held-out text
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,8 @@ def _trained(
     for record in fit(model_loss(model), Windows(train, phase), phase.training, state):
         state = record.state
         losses.append(record.loss / float(np.log(2.0)))
-        if state.step % 500 == 0:
-            due = state.step % 2000 == 0
+        if state.step % LOGGED == 0:
+            due = state.step % SCORED == 0
             held = bits_per_byte(with_parameters(model, state.trained), held_out) if due else None
             rows.append([state.step, float(np.mean(losses)), held, time.perf_counter() - began])
             print(*rows[-1], flush=True)
