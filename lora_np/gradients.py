@@ -36,6 +36,7 @@ from .devices import to_device, to_host
 from .differentiation import operation, value_and_grad
 from .lora import LoraConfig, adapt, adapters
 from .model import TransformerConfig, initialize
+from .operations.rotary import rotary_tables
 from .parameters import Arrays, parameters, with_parameters
 
 Verdict = Literal["equal", "zero", "different", "cannot be said"]
@@ -274,6 +275,60 @@ def operation_cases(rng: np.random.Generator, operations: Any = ops, device: str
         {"h": h, "W": W},
         float(operations.head_cross_entropy(there(h), there(W), *labels)),
         device,
+    )
+    yield from _architecture_cases(rng, operations, projected, there)
+
+
+def _architecture_cases(
+    rng: np.random.Generator, operations: Any, projected: Callable[..., Case], there: Callable[[Array], Array]
+) -> Iterator[Case]:
+    """What other architectures than GPT-2 need; `projected` makes a case, `there` moves an array to the device."""
+    seq, group = (int(n) for n in rng.integers(2, 4, 2))
+    batch, kv_heads, d = 2, 2, 4  # few numbers: a difference quotient moves each of them
+    heads = kv_heads * group
+
+    def normal(*shape: int) -> Array:
+        return rng.standard_normal(shape)
+
+    yield projected(
+        "rms_norm",
+        lambda x, gamma: operations.rms_norm(x, gamma, 1e-5),
+        textbook.rms_norm,
+        x=normal(batch, seq, d) + 1.0,
+        gamma=normal(d),
+    )
+    tables = [there(table) for table in rotary_tables(np.arange(seq), d, 100.0, np.float64)]
+    yield projected(
+        "rotary",
+        lambda x: operations.rotary(x, *tables),
+        lambda x: textbook.rotary(x, heads, 100.0),
+        x=normal(batch, seq, heads * d),
+    )
+    yield projected(
+        "silu_gate",
+        operations.silu_gate,
+        lambda gate, up: textbook.silu(gate) * up,
+        gate=2.0 * normal(batch, seq, d),
+        up=normal(batch, seq, d),
+    )
+    yield projected("gelu_exact", operations.gelu_exact, textbook.gelu_exact, x=2.0 * normal(batch, seq, d))
+    yield projected("tanh", operations.tanh, anp.tanh, x=normal(batch, seq, d))
+    weights = rng.random((batch, seq))
+    placed = there(weights)
+    yield projected(
+        "pool",
+        lambda h: operations.pool(h, placed),
+        lambda h: anp.sum(weights[..., None] * h, axis=1, keepdims=True),
+        h=normal(batch, seq, d),
+    )
+    later = np.tril(np.ones((1, 1, seq, seq + 1), bool), 1)
+    yield projected(
+        "attention, shared keys",
+        lambda q, k, v: operations.attention(q, k, v, heads, True, None),
+        lambda q, k, v: textbook.attention(q, k, v, heads, later),
+        q=normal(batch, seq, heads * d),
+        k=normal(batch, seq + 1, kv_heads * d),
+        v=normal(batch, seq + 1, kv_heads * d),
     )
 
 
