@@ -456,7 +456,7 @@ def test_on_a_device_the_same_bits_and_only_the_tables_are_copied(gpu: Any, name
         assert np.array_equal(gradient[path].get(), array), path
 
 
-# Per block, measured: 50 forward, 87 backward with every array trained. Seven maps; two norms of 5 each and a gate of 1;
+# Per block, measured: 50 forward, 87 backward with every array trained. Seven maps; two norms of 5 and a gate of 1;
 # two rotations of 6, of which 4 widen the tables; the rest is attention. See `test_gpu.FORWARD_CEILING`.
 LAUNCHES = (53, 90)
 
