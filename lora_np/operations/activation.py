@@ -83,8 +83,8 @@ def _gelu(xp: Any, x: Array, y: Array, slope: Array | None) -> None:
     t += C
     t *= x
     xp.tanh(t, out=t)
-    xp.multiply(t, 0.5, out=y)
-    y += 0.5  # (1 + t) / 2
+    half = xp.multiply(t, 0.5, out=y)
+    half += 0.5  # (1 + t) / 2
     if slope is not None:
         square *= 3.0 * C * CUBIC
         square += C  # du/dx
@@ -92,8 +92,8 @@ def _gelu(xp: Any, x: Array, y: Array, slope: Array | None) -> None:
         xp.subtract(1.0, t, out=t)
         square *= t
         square += 1.0
-        square *= y  # (A3)
-    y *= x  # (A1)
+        square *= half  # (A3)
+    half *= x  # (A1)
 
 
 def gelu_backward(saved: Any, dy: Array, wanted: tuple[str, ...]) -> list[Array]:
