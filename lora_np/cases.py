@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -145,10 +145,11 @@ def _gelu(draw: Draw) -> Sample:
     return Sample("gelu", textbook.gelu, {"x": x}, ("x",))
 
 
-def _attention(draw: Draw, causal: bool, padded: bool) -> Sample:
-    """Around and beyond the 64 queries of a block; more keys than queries; padding, and nothing but padding."""
-    batch, heads = draw.size(), draw.size(2, 3)
-    d = heads * (draw.size() if draw.wide else 2)
+def _attention(draw: Draw, causal: bool, padded: bool, shared: int = 1) -> Sample:
+    """Around and beyond the 64 queries of a block; more keys than queries; padding, and nothing but padding; keys of
+    their own, and keys that `shared` heads share."""
+    batch, kv_heads, d_head = draw.size(), draw.size(2, 3), draw.size() if draw.wide else 2
+    heads, width = kv_heads * shared, kv_heads * d_head
     long = draw.wide and draw.rng.random() < 0.3
     queries = int(draw.rng.choice([63, 64, 65, 131])) if long else draw.size()
     keys = queries + int(draw.rng.integers(0 if draw.wide else 1, 3)) if causal else queries + draw.size()
@@ -157,7 +158,8 @@ def _attention(draw: Draw, causal: bool, padded: bool) -> Sample:
         mask = draw.rng.random((batch, keys)) < 0.6
         mask[:, 0] |= not draw.wide
         mask[0] &= draw.maybe()
-    q, k, v = draw.normal(batch, queries, d), draw.normal(batch, keys, d), draw.normal(batch, keys, d)
+    q = draw.normal(batch, queries, heads * d_head)
+    k, v = draw.normal(batch, keys, width), draw.normal(batch, keys, width)
     arguments = {"q": q, "k": k, "v": v, "heads": heads, "causal": causal, "mask": mask}
     return Sample("attention", _attention_book, arguments, ("q", "k", "v"))
 
@@ -230,6 +232,42 @@ def _kronecker(draw: Draw) -> Sample:
     return Sample("kronecker", book, arguments, ("A", "S", "T"))
 
 
+def _rms_norm(draw: Draw) -> Sample:
+    norm = _layer_norm(draw)
+    return Sample("rms_norm", textbook.rms_norm, {n: norm.arguments[n] for n in ("x", "gamma", "eps")}, ("x", "gamma"))
+
+
+def _rotary(draw: Draw) -> Sample:
+    """Tables for all sequences alike, or for each its own; any angles: the textbook's follow from a position."""
+    batch, seq, heads, half = draw.size(), draw.size(), draw.size(2, 3), draw.size(1, 2)
+    angles = draw.rng.uniform(-4.0, 4.0, ((seq, half) if draw.maybe() else (batch, seq, half)))
+
+    def book(x: Any, cos: Any, sin: Any) -> Any:
+        parts = anp.reshape(x, (*x.shape[:2], -1, 2, cos.shape[-1]))
+        one, two, c, s = parts[:, :, :, 0], parts[:, :, :, 1], cos[..., None, :], sin[..., None, :]
+        return anp.reshape(anp.stack((one * c - two * s, two * c + one * s), axis=3), x.shape)
+
+    arguments = {"x": draw.normal(batch, seq, heads * 2 * half), "cos": np.cos(angles), "sin": np.sin(angles)}
+    return Sample("rotary", book, arguments, ("x",))
+
+
+def _silu_gate(draw: Draw) -> Sample:
+    shape = (*draw.lead(), draw.size())
+    arguments = {"gate": (2.0 if draw.maybe() else 6.0) * draw.normal(*shape), "up": draw.normal(*shape)}
+    return Sample("silu_gate", lambda gate, up: textbook.silu(gate) * up, arguments, ("gate", "up"))
+
+
+def _pool(draw: Draw) -> Sample:
+    batch, seq = draw.size(), draw.size()
+
+    def book(h: Any, weights: Any) -> Any:
+        return anp.sum(weights[..., None] * h, axis=1, keepdims=True)
+
+    return Sample(
+        "pool", book, {"h": draw.normal(batch, seq, draw.size()), "weights": draw.rng.random((batch, seq))}, ("h",)
+    )
+
+
 CASES: dict[str, Callable[[Draw], Sample]] = {
     "linear": _linear,
     "lora_linear": _lora_linear,
@@ -239,6 +277,7 @@ CASES: dict[str, Callable[[Draw], Sample]] = {
     "attention, causal": lambda draw: _attention(draw, causal=True, padded=False),
     "attention, padded": lambda draw: _attention(draw, causal=False, padded=True),
     "attention, causal and padded": lambda draw: _attention(draw, causal=True, padded=True),
+    "attention, shared keys": lambda draw: _attention(draw, causal=True, padded=False, shared=2),
     "cross_entropy": _cross_entropy,
     "head_cross_entropy": _head_cross_entropy,
     "dora_linear": _dora_linear,
@@ -246,6 +285,12 @@ CASES: dict[str, Callable[[Draw], Sample]] = {
     "prepended": _prepended,
     "scaled_rows": _scaled_rows,
     "kronecker": _kronecker,
+    "rms_norm": _rms_norm,
+    "rotary": _rotary,
+    "silu_gate": _silu_gate,
+    "gelu_exact": lambda draw: replace(_gelu(draw), operation="gelu_exact", book=textbook.gelu_exact),
+    "tanh": lambda draw: replace(_gelu(draw), operation="tanh", book=anp.tanh),
+    "pool": _pool,
 }
 
 

@@ -8,16 +8,27 @@ of the three witnesses, so it shares no code with the rest of the package. Param
     blocks.0.mlp_norm.gamma …          blocks.0.mlp.{up,down}.{W,b}
 
 and a linear map or the token table carries LoRA when the dict also holds its A (rank, d_in) and B (d_out, rank).
+What else a model is, is said by what is there and what is not:
 
-Sources: Vaswani et al. 2017 (attention), Radford et al. 2019 (pre-norm blocks), Hu et al. 2021 (LoRA, equation 3).
+    no beta            RMS norm                     mlp.gate.W      SwiGLU in place of GELU
+    no positions.W     rotary positions             key.W           of fewer rows than query.W: shared keys and values
+    types.W            types of tokens              first_norm      a norm of the embeddings; no norm.gamma, no last one
+    head.pooler.{W,b}  the head reads the first position only: (batch, 1, classes)
+
+Only two things are not seen in it: `post`, the norms stand after the sums, and `exact`, GELU is the exact one.
+
+Sources: Vaswani et al. 2017 (attention, norms after the sums), Radford et al. 2019 (pre-norm blocks), Hu et al. 2021
+(LoRA, equation 3), Zhang and Sennrich 2019 (RMS norm), Su et al. 2021 (rotary positions), Shazeer 2020 (SwiGLU),
+Ainslie et al. 2023 (shared keys), Hendrycks and Gimpel 2016 (GELU), Devlin et al. 2019 (types, pooler).
 """
 
 import math
 
 import autograd.numpy as np
+from autograd.extend import defvjp, primitive
 
 # mypy: disallow-untyped-defs=False, disallow-untyped-calls=False
-__all__ = ["attention", "cross_entropy", "gelu", "layer_norm", "linear", "logits", "loss"]
+__all__ = ["attention", "cross_entropy", "gelu", "layer_norm", "linear", "logits", "loss", "rms_norm", "rotary", "silu"]
 
 
 def linear(p, name, x, scaling):
@@ -78,9 +89,39 @@ def layer_norm(x, gamma, beta, eps=1e-5):
     return gamma * centred / np.sqrt(variance + eps) + beta
 
 
+def rms_norm(x, gamma, eps=1e-5):
+    """Unit mean square, then gain."""
+    return gamma * x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + eps)
+
+
+def norm(p, name, x, eps):
+    """The norm of that name: without a shift it is an RMS norm."""
+    gamma, beta = p[f"{name}.gamma"], p.get(f"{name}.beta")
+    return rms_norm(x, gamma, eps) if beta is None else layer_norm(x, gamma, beta, eps)
+
+
 def gelu(x):
     """A smooth step times x, in the tanh form."""
     return 0.5 * x * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def gelu_exact(x):
+    """The same with the step that tanh is close to, the distribution of a normal number."""
+    return x * normal_distribution(x)
+
+
+@primitive
+def normal_distribution(x):
+    """Φ(x) = (1 + erf(x/√2)) / 2."""
+    return np.reshape(np.array([0.5 * math.erfc(-number / math.sqrt(2.0)) for number in np.ravel(x)]), np.shape(x))
+
+
+defvjp(normal_distribution, lambda _, x: lambda g: g * np.exp(-(x**2) / 2.0) / math.sqrt(2.0 * math.pi))
+
+
+def silu(x):
+    """A smooth step times x, the step being 1/(1 + e⁻ˣ)."""
+    return x / (1.0 + np.exp(-x))
 
 
 def softmax(x):
@@ -89,13 +130,26 @@ def softmax(x):
     return e / np.sum(e, axis=-1, keepdims=True)
 
 
+def rotary(x, heads, theta):
+    """Turns the pairs of each head (one of its first half, one of its second) by angles that grow with the position."""
+    batch, seq, width = x.shape
+    half = width // heads // 2
+    angles = np.arange(seq)[:, None, None] * theta ** (-np.arange(half) / half)
+    x = np.reshape(x, (batch, seq, heads, 2, half))
+    one, two = x[:, :, :, 0], x[:, :, :, 1]
+    turned = (one * np.cos(angles) - two * np.sin(angles), two * np.cos(angles) + one * np.sin(angles))
+    return np.reshape(np.stack(turned, axis=3), (batch, seq, width))
+
+
 def attention(q, k, v, heads, visible):
     """Every head compares its queries with its keys and averages its values; visible (batch, 1, queries, keys)."""
+    d_head = q.shape[-1] // heads
 
     def split(x):
-        return np.swapaxes(np.reshape(x, (x.shape[0], x.shape[1], heads, -1)), 1, 2)
+        parts = np.swapaxes(np.reshape(x, (x.shape[0], x.shape[1], -1, d_head)), 1, 2)
+        return np.repeat(parts, heads // parts.shape[1], axis=1)
 
-    scores = np.matmul(split(q), np.swapaxes(split(k), 2, 3)) / math.sqrt(q.shape[-1] // heads)
+    scores = np.matmul(split(q), np.swapaxes(split(k), 2, 3)) / math.sqrt(d_head)
     probabilities = softmax(np.where(visible, scores, -1e30))
     probabilities = np.where(visible, probabilities, 0.0)
     return np.reshape(np.swapaxes(np.matmul(probabilities, split(v)), 1, 2), q.shape)
@@ -125,30 +179,63 @@ def token_table(p, scaling):
     return table
 
 
-def logits(p, tokens, heads, scaling=None, causal=True, mask=None):
+def attended(p, name, x, heads, scaling, visible, theta):
+    """Attention between its four maps, queries and keys turned where positions are rotary."""
+    q, k, v = (linear(p, f"{name}.{part}", x, scaling) for part in ("query", "key", "value"))
+    if "positions.W" not in p:
+        q, k = rotary(q, heads, theta), rotary(k, heads * k.shape[-1] // q.shape[-1], theta)
+    k, v, visible = prefixed(p, name, k, v, visible)
+    return linear(p, f"{name}.output", attention(q, k, v, heads, visible), scaling)
+
+
+def mlp(p, name, x, scaling, exact):
+    """Two maps with GELU between them, or three with SwiGLU."""
+    h = linear(p, f"{name}.up", x, scaling)
+    gated = f"{name}.gate.W" in p
+    h = silu(linear(p, f"{name}.gate", x, scaling)) * h if gated else gelu_exact(h) if exact else gelu(h)
+    return linear(p, f"{name}.down", h, scaling)
+
+
+def embedded(p, tokens, scaling, types, eps):
+    """What the first block reads: tokens, and beside them positions, types and a norm where there are any."""
+    words = np.where(tokens < p["tokens.W"].shape[0], tokens, 0)
+    h = special_rows(p, "tokens", tokens, token_table(p, scaling)[words])
+    h = h + p["positions.W"][: tokens.shape[1]] if "positions.W" in p else h
+    h = h + p["types.W"][np.zeros_like(tokens) if types is None else types] if "types.W" in p else h
+    return norm(p, "first_norm", h, eps) if "first_norm.gamma" in p else h
+
+
+def logits(
+    p, tokens, heads, scaling=None, causal=True, mask=None, theta=1e4, eps=1e-5, post=False, exact=False, types=None
+):
     """tokens (batch, seq) → (batch, seq, vocab); scaling holds s = α/r for each adapted name."""
     batch, seq = tokens.shape
     visible = np.ones((batch, 1, 1, seq), bool) if mask is None else mask[:, None, None, :]
     visible = visible & (np.tril(np.ones((seq, seq), bool)) if causal else np.ones((seq, seq), bool))
-    words = np.where(tokens < p["tokens.W"].shape[0], tokens, 0)
-    h = special_rows(p, "tokens", tokens, token_table(p, scaling)[words]) + p["positions.W"][:seq]
+    h = embedded(p, tokens, scaling, types, eps)
     layer = 0
     while f"blocks.{layer}.attention.query.W" in p:
         name = f"blocks.{layer}"
         h = special_rows(p, name, tokens, h)
-        x = layer_norm(h, p[f"{name}.attention_norm.gamma"], p[f"{name}.attention_norm.beta"])
-        q, k, v = (linear(p, f"{name}.attention.{part}", x, scaling) for part in ("query", "key", "value"))
-        k, v, seen = prefixed(p, f"{name}.attention", k, v, visible)
-        y = linear(p, f"{name}.attention.output", attention(q, k, v, heads, seen), scaling)
+        x = h if post else norm(p, f"{name}.attention_norm", h, eps)
+        y = attended(p, f"{name}.attention", x, heads, scaling, visible, theta)
         h = h + bottleneck(p, f"{name}.attention", y)
-        x = layer_norm(h, p[f"{name}.mlp_norm.gamma"], p[f"{name}.mlp_norm.beta"])
-        y = linear(p, f"{name}.mlp.down", gelu(linear(p, f"{name}.mlp.up", x, scaling)), scaling)
-        h = bottleneck(p, name, h + bottleneck(p, f"{name}.mlp", y))
+        h = norm(p, f"{name}.attention_norm", h, eps) if post else h
+        x = h if post else norm(p, f"{name}.mlp_norm", h, eps)
+        h = h + bottleneck(p, f"{name}.mlp", mlp(p, f"{name}.mlp", x, scaling, exact))
+        h = norm(p, f"{name}.mlp_norm", h, eps) if post else h
+        h = bottleneck(p, name, h)
         layer += 1
-    h = layer_norm(h, p["norm.gamma"], p["norm.beta"])
+    h = norm(p, "norm", h, eps) if "norm.gamma" in p else h
+    if "head.pooler.W" in p:
+        return linear(p, "head.output", np.tanh(linear(p, "head.pooler", h[:, :1], scaling)), scaling)
     return linear(p, "head", h, scaling) if "head.W" in p else np.dot(h, token_table(p, scaling).T)
 
 
-def loss(p, tokens, targets, weights, heads, scaling=None, causal=True, mask=None):
+def loss(
+    p, tokens, targets, weights, heads, scaling=None, causal=True, mask=None, theta=1e4, eps=1e-5, post=False,
+    exact=False, types=None,
+):  # fmt: skip
     """The weighted cross-entropy of the next token, in nats."""
-    return cross_entropy(logits(p, tokens, heads, scaling, causal, mask), targets, weights)
+    x = logits(p, tokens, heads, scaling, causal, mask, theta, eps, post, exact, types)
+    return cross_entropy(x, targets, weights)

@@ -21,7 +21,9 @@ from autograd.tracer import isbox
 
 # The names of CuPy that lora_np may use: all of them, and no others. One that is not here raises AttributeError.
 # The last set is what autograd asks of an operand of a plain operator.
-FUNCTIONS = frozenset(("copyto", "divide", "exp", "isfinite", "log", "maximum", "minimum", "sqrt", "tanh", "where"))
+FUNCTIONS = frozenset(
+    ("absolute", "copyto", "divide", "exp", "isfinite", "log", "maximum", "minimum", "sqrt", "tanh", "where")
+)
 OPERATORS = frozenset(("add", "greater", "multiply", "subtract"))
 ELEMENTWISE = FUNCTIONS | OPERATORS
 CREATION = frozenset(("empty", "empty_like", "full", "ones_like", "zeros", "zeros_like", "arange", "asarray"))

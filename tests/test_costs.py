@@ -436,7 +436,12 @@ def kept_between_forward_and_backward(layers: int, targets: str | None, heads: i
 
 @given(adapters(), st.booleans(), st.integers(1, 9), st.integers(1, 9), st.integers(1, 4), st.booleans())
 def test_a_step_holds_what_its_equation_says(
-    adapter: tuple[Shape, int, tuple[str, ...]], full: bool, batch: int, length: int, pieces: int, recomputed: bool
+    adapter: tuple[TransformerConfig, int, tuple[str, ...]],
+    full: bool,
+    batch: int,
+    length: int,
+    pieces: int,
+    recomputed: bool,
 ) -> None:
     """(C11) and (C12), part by part: the share of some is less than the margin of what is measured below."""
     shape, rank, targets = adapter

@@ -69,8 +69,8 @@ def test_a_tag_that_no_line_bears_raises() -> None:
 
 
 def test_an_unknown_case_raises_with_the_known_names() -> None:
-    with pytest.raises(ValueError, match=r"the cases are linear, .*got 'rotary'"):
-        case("rotary")
+    with pytest.raises(ValueError, match=r"the cases are linear, .*got 'convolution'"):
+        case("convolution")
 
 
 @pytest.mark.parametrize(

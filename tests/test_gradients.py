@@ -39,7 +39,7 @@ from lora_np.parameters import parameters
 SQUARE, OBLONG = 13, 9
 
 # What is differentiated by nobody: integers, settings, masks.
-SETTINGS = {"tokens", "targets", "weights", "heads", "causal", "mask", "scaling", "eps", "wanted"}
+SETTINGS = {"tokens", "targets", "weights", "heads", "causal", "mask", "scaling", "eps", "cos", "sin", "wanted"}
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -126,7 +126,7 @@ def assert_every_operation_has_a_case(exported: Iterable[str]) -> None:
 def test_every_exported_operation_has_a_case_and_one_without_would_be_found() -> None:
     assert_every_operation_has_a_case(operations.__all__)
     with pytest.raises(AssertionError):
-        assert_every_operation_has_a_case([*operations.__all__, "rotary"])
+        assert_every_operation_has_a_case([*operations.__all__, "convolution"])
 
 
 def test_every_argument_that_can_be_differentiated_is_checked() -> None:
@@ -249,6 +249,24 @@ def straight_heads_backward(saved: Any, dy: Any, wanted: tuple[str, ...]) -> lis
     return [x.reshape(batch, x.shape[1], -1) for x in gradients]
 
 
+def strided_groups(q: Any, k: Any, v: Any, heads: int, causal: bool, mask: Any, /, *, wanted: Any) -> Any:
+    """Query head h reads key head h mod kv_heads, as if the keys had been tiled."""
+    d = q.shape[-1] // heads
+    order = np.arange(q.shape[-1]).reshape(-1, k.shape[-1] // d, d).swapaxes(0, 1).ravel()
+    o, saved = operations.attention.forward(q[..., order], k, v, heads, causal, mask, wanted=wanted)
+    y = np.empty_like(o)
+    y[..., order] = o
+    return y, (saved, order)
+
+
+def strided_groups_backward(saved: Any, dy: Any, wanted: tuple[str, ...]) -> list[Any]:
+    inner, order = saved
+    dq, dk, dv = operations.attention.backward(inner, dy[..., order], ("q", "k", "v"))
+    back = np.empty_like(dq)
+    back[..., order] = dq
+    return [back, dk, dv]
+
+
 def last_of_each_token(g: Gradients, saved: Any, dy: Any) -> Gradients:
     dW = np.zeros(saved[1])
     dW[saved[0]] += dy
@@ -270,6 +288,19 @@ def first_term_of_the_slope(x: Any, dy: Any, wanted: Any) -> list[Any]:
     return [dy * 0.5 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))]
 
 
+def neighbours(x: Any, cos: Any, sin: Any, /, *, wanted: Any) -> Any:
+    """Pairs of neighbouring columns, as the paper has them, in place of the halves of a head."""
+    return operations.rotary.forward(x, cos, sin, wanted=wanted)[0], (cos, sin)
+
+
+def neighbours_backward(saved: Any, dy: Any, wanted: Any) -> list[Any]:
+    d = 2 * saved[0].shape[-1]
+    order = np.arange(dy.shape[-1]).reshape(-1, d // 2, 2).swapaxes(1, 2).ravel()
+    dx = np.empty_like(dy)
+    dx[..., order] = operations.rotary.backward(saved, dy[..., order], wanted)[0]
+    return [dx]
+
+
 def unweighted(logits: Any, targets: Any, weights: Any, /, *, wanted: Any) -> Any:
     return operations.cross_entropy.forward(logits, targets, np.ones_like(weights), wanted=wanted)
 
@@ -289,10 +320,13 @@ def one_entry_off(name: str, by: float) -> Change:
 
 wrong_mask = operation(one_key_too_few, one_key_too_few_backward)
 wrong_heads = operation(straight_heads, straight_heads_backward)
+wrong_groups = operation(strided_groups, strided_groups_backward)
+neighbours_turned = operation(neighbours, neighbours_backward)
 
 # Here forward and backward belong together, so the difference quotient agrees: only the textbook knows better.
 CONSISTENT = {
     "a mask off by one": Fault("attention, causal", "qkv", wrong_mask),
+    "keys shared by heads that do not stand side by side": Fault("attention, shared keys", "qkv", wrong_groups),
     "a mask off by one beside padding": Fault("attention, causal and padded", "qkv", wrong_mask),
     "heads cut without swapping axes": Fault("attention, causal", "qkv", wrong_heads),
     "weights ignored in the loss": Fault(
@@ -352,6 +386,45 @@ BACKWARD = {
     "the slope of the erf form of gelu": Fault("gelu", "x", operation(gelu_keeping_x, erf_slope)),
     "a slope of gelu without its second term": Fault("gelu", "x", operation(gelu_keeping_x, first_term_of_the_slope)),
     "a softmax without the correction term": backward_fault("attention, causal", "qk", without_correction),
+    "an RMS norm without the projection on x": backward_fault(
+        "rms_norm", "x", lambda g, s, dy: {"x": (rows(dy) * s[2] * s[1]).reshape(dy.shape)}
+    ),
+    "an RMS norm that takes the mean out as well": backward_fault(
+        "rms_norm", "x", lambda g, s, dy: {"x": g["x"] - g["x"].mean(-1, keepdims=True)}
+    ),
+    "gamma forgotten in the dx of an RMS norm": saved_fault("rms_norm", "x", lambda s: (*s[:2], np.ones_like(s[2]))),
+    "1/σ forgotten in the dgamma of an RMS norm": backward_fault(
+        "rms_norm", "gamma", lambda g, s, dy: {"gamma": (rows(dy) * s[0]).sum(0)}
+    ),
+    "a rotation that is not turned back": saved_fault("rotary", "x", lambda s: (s[0], -s[1])),
+    "the rotation of the position before": saved_fault("rotary", "x", lambda s: tuple(np.roll(t, 1, 0) for t in s)),
+    "neighbours turned in place of halves, backwards": Fault("rotary", "x", neighbours_turned),
+    "a gate without the slope of its sigmoid": backward_fault(
+        "silu_gate", "gate", lambda g, s, dy: {"gate": dy * s[1] / (1 + np.exp(-s[0]))}
+    ),
+    "gate and up exchanged": saved_fault("silu_gate", "gate up", lambda s: s[::-1]),
+    "a gate forgotten in dup": backward_fault("silu_gate", "up", lambda g, s, dy: {"up": dy * s[0]}),
+    "the slope of the tanh form of gelu": Fault(
+        "gelu_exact", "x", only_backward(operations.gelu, operations.gelu_exact)
+    ),
+    "a slope of the exact gelu without its second term": Fault(
+        "gelu_exact",
+        "x",
+        operation(
+            lambda x, /, *, wanted: (operations.gelu_exact.forward(x, wanted=())[0], x),
+            lambda x, dy, wanted: [dy * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))],
+        ),
+    ),
+    "a tanh of the wrong power": backward_fault("tanh", "x", lambda g, s, dy: {"x": (1 - s) * dy}),
+    "a mean in place of the weights": saved_fault("pool", "h", lambda s: np.full_like(s, s.mean())),
+    "shared keys whose group is not summed": backward_fault(
+        "attention, shared keys", "kv", lambda g, s, dy: {"k": g["k"] / 2, "v": g["v"] / 2}
+    ),
+    "keys of another group, backwards": saved_fault(
+        "attention, shared keys",
+        "qkv",
+        lambda s: (s[0], *(np.roll(x, x.shape[-1] // 2, -1) for x in s[1:3]), *s[3:]),
+    ),
     "1/√d_head forgotten in dq": backward_fault(
         "attention, padded", "q", scaled("q", lambda s: math.sqrt(s[0].shape[-1] // s[5]))
     ),
@@ -395,6 +468,9 @@ FAULTS = CONSISTENT | BACKWARD
 
 
 def named(fault: Fault, case: Case) -> set[str]:
+    """One name, several with spaces between, or several of one letter each."""
+    if " " in fault.arrays:
+        return set(fault.arrays.split())
     return {fault.arrays} if fault.arrays in case.point else set(fault.arrays)
 
 

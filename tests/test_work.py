@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from lora_np.costs import lora_count, step_multiply_adds
 from lora_np.differentiation import operation, value_and_grad
 from lora_np.lora import LoraConfig
 from lora_np.model import Transformer, initialize, language_model_loss
+from lora_np.operations.rotary import rotary_tables
 from lora_np.parameters import parameters, with_parameters
 from lora_np.threads import thread_map
 from lora_np.training import model_loss
@@ -221,6 +223,66 @@ def test_a_temporary_as_large_as_an_activation_would_be_noticed(monkeypatch: pyt
 
     monkeypatch.setattr(lora_np.model, "gelu", operation(careless, gelu.backward))
     assert per_block(lambda layers: lora_work(monkeypatch, layers=layers).large) == 7
+
+
+# Large arrays that an operation makes, forward and backward, of arguments of two megabytes: its results and what it
+# keeps that was not there before, x̂ of a layer norm and the slopes of GELU. Blocks are half a megabyte.
+MAKES = {
+    "layer_norm": (2, 1),
+    "rms_norm": (1, 1),
+    "gelu": (2, 1),
+    "gelu_exact": (2, 1),
+    "silu_gate": (1, 2),
+    "rotary": (1, 1),
+    "attention": (1, 1),  # of 8 heads that share one: keys, values and scores are small
+}
+
+
+def large_arrays(patch: pytest.MonkeyPatch, forward: Any, backward: Any, *arguments: Any, wanted: Any) -> Any:
+    given = [a.view(Counted) if isinstance(a, np.ndarray) else a for a in arguments]
+    dy = np.ones_like(arguments[0]).view(Counted)
+    with thread_map(1), counted(patch) as work:
+        _, saved = forward(*given, wanted=wanted)
+        first = work.large
+        backward(saved, dy, wanted)
+    return first, work.large - first
+
+
+def large_case(name: str) -> tuple[list[Any], tuple[str, ...]]:
+    rng = np.random.default_rng(0)
+    x, d = rng.standard_normal((4, 256, 512)).astype(np.float32), np.ones(512, np.float32)
+    tables = rotary_tables(np.arange(256), 64, 1e4, np.float32)
+    keys = rng.standard_normal((4, 256, 64)).astype(np.float32)
+    return {
+        "layer_norm": ([x, d, d, 1e-5], ("x",)),
+        "rms_norm": ([x, d, 1e-5], ("x",)),
+        "gelu": ([x], ("x",)),
+        "gelu_exact": ([x], ("x",)),
+        "silu_gate": ([x, x], ("gate", "up")),
+        "rotary": ([x, *tables], ("x",)),
+        "attention": ([x, keys, keys, 8, True, None], ("q", "k", "v")),
+    }[name]
+
+
+@pytest.mark.parametrize("name", MAKES)
+def test_an_operation_makes_its_results_what_it_keeps_and_no_other_large_array(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    right = getattr(operations, name)
+    arguments, wanted = large_case(name)
+    monkeypatch.setattr(sys.modules["lora_np.operations.attention"], "SCORES", 1 << 17)
+    assert large_arrays(monkeypatch, right.forward, right.backward, *arguments, wanted=wanted) == MAKES[name]
+
+
+def test_a_copy_that_an_operation_makes_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = operations.silu_gate
+    arguments, wanted = large_case("silu_gate")
+
+    def copying(gate: Any, up: Any, /, *, wanted: Any) -> Any:
+        y, _ = right.forward(gate, up, wanted=wanted)
+        return y, (gate + 0.0, up)
+
+    assert large_arrays(monkeypatch, copying, right.backward, *arguments, wanted=wanted) == (2, 2)
 
 
 def test_autograd_keeps_a_node_for_each_operation_of_a_block_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,19 +23,20 @@ SEED = 49  # a seed at which W is square and the rank is 2, so that every mistak
 
 
 def tagged(function: Any, tag: str, lines: int = 1) -> str:
-    """The line of a function that bears an equation's tag, and so many lines in all that end with it.
+    """The line of a function, or else of its file, that bears an equation's tag; and so many lines that end with it.
 
     >>> print(tagged(operations.lora_linear.backward, "G1"))
     "B": lambda: scaling * (G.T @ Z),  # (G1)
 
     Raises ValueError when no line bears the tag.
     """
-    source = inspect.getsource(function).splitlines()
-    found = [i for i, line in enumerate(source) if f"({tag})" in line.partition("#")[2]]
-    if not found:
-        raise ValueError(f"no line of {function.__name__} bears the tag ({tag})")
-    shown = [textwrap.dedent("\n".join(source[max(0, i + 1 - lines) : i + 1])) for i in found]
-    return "\n".join(shown)
+    place: Any
+    for place in (function, inspect.getmodule(function)):
+        source = inspect.getsource(place).splitlines()
+        found = [i for i, line in enumerate(source) if f"({tag})" in line.partition("#")[2]]
+        if found:
+            return "\n".join(textwrap.dedent("\n".join(source[max(0, i + 1 - lines) : i + 1])) for i in found)
+    raise ValueError(f"no line of {function.__name__} bears the tag ({tag})")
 
 
 def case(name: str, operations: Any = operations, seed: int = SEED) -> Case:
