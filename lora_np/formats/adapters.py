@@ -294,7 +294,7 @@ def _fitted(base: Mapping[str, Any] | None, about: Mapping[str, Any] | None, rea
 
 
 def _is_table(base: Base | None, module: str, d_in: int, d_out: int) -> bool:
-    """Is the module a table (vocab, d), not a linear map (d_out, d_in)? It is one by its name, and then by its shape."""
+    """Is the module a table (vocab, d), not a linear map (d_out, d_in)? Its name says so, and then its shape."""
     named = any(part in module.rpartition(".")[2] for part in ("emb", "wte", "wpe"))
     name = None if base is None else base.weight(module)
     if base is None or name is None:

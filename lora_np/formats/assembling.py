@@ -49,21 +49,21 @@ class Assembly:
             self.replace(name, tensor)
         nested: dict[str, list[str]] = {}
         for module in self.read.modules:
-            plain = module
-            while plain.endswith(".base_layer"):
-                plain = plain.removesuffix(".base_layer")
+            plain = ".".join(part for part in module.split(".") if part != "base_layer")
             nested.setdefault(plain, []).append(module)
         for plain, modules in nested.items():
             self.module(plain, sorted(modules, key=len, reverse=True))
         return self.updates
 
     def replace(self, name: str, tensor: Tensor) -> None:
+        """A tensor in the place of the base's; the copy that a file may hold of a tied head is left out."""
         path = name if self.base is None else self.base.path(name)
         shape = tensor.shape if self.base is None else self.base.shapes.get(path)
+        if shape is None and name in self.read.copies:
+            return self.read.note("copy", name, "it copies a tensor that the base does not store", "none")
         if shape is None:
-            self.read.note(
-                "new_tensor", name, "the base has no such tensor, so it is added", "none, if it is a new head"
-            )
+            what = "the base has no such tensor, so it is added"
+            self.read.note("new_tensor", name, what, "none, if it is a new head")
         elif shape != tensor.shape:
             what = f"it replaces a tensor of shape {shape} by one of {tensor.shape}"
             self.read.note("resized", name, what, "none, if tokens were added")

@@ -147,10 +147,14 @@ PREFIX = "base_model.model."
 
 @dataclass
 class Read:
-    """What the keys of a file say, before the base is asked: leaves by module, and whole tensors by name."""
+    """What the keys of a file say, before the base is asked: leaves by module, and whole tensors by name.
+
+    copies   those of the whole tensors that were saved because their module was adapted, changed or not
+    """
 
     modules: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     whole: dict[str, Tensor] = field(default_factory=dict)
+    copies: set[str] = field(default_factory=set)
     findings: list[Finding] = field(default_factory=list)
 
     def note(self, kind: str, where: str, what: str, todo: str, *, stops: bool = False) -> None:
@@ -211,7 +215,9 @@ def _whole(found: Read, key: str, path: str, tensor: Tensor) -> None:
     name = re.sub(r"\.modules_to_save\.(?:default\.)?", ".", path)
     if ".modules_to_save." in path:
         found.note("adapter_name", key, "it carries the path of a module that is trained whole", "use save_pretrained")
-    name = name.replace(".token_adapter.base_layer.", ".").replace(".base_layer.", ".")
+    if ".base_layer." in name:
+        name = name.replace(".token_adapter.base_layer.", ".").replace(".base_layer.", ".")
+        found.copies.add(name)
     if name in found.whole:
         raise ValueError(f"{shown(key)} stands for the same tensor as another one of the file")
     found.whole[name] = tensor

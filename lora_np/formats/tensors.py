@@ -18,7 +18,7 @@ Source: the section "Format" of the safetensors README.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -221,10 +221,10 @@ def read_index(path: Path) -> dict[str, str]:
     return weights
 
 
-def read_sharded(path: Path) -> Tensors:
+def read_sharded(path: Path, read: Callable[[Path], Tensors] = read_file) -> Tensors:
     """The tensors of all shards that an index names, which must be in the files that it says, and no others."""
     weights = read_index(path)
-    shards = {shard: read_file(path.parent / shard) for shard in sorted(set(weights.values()))}
+    shards = {shard: read(path.parent / shard) for shard in sorted(set(weights.values()))}
     for shard, tensors in shards.items():
         for name in tensors:
             if weights.get(name) != shard:
