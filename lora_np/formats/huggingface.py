@@ -90,6 +90,9 @@ def sizes(config: Mapping[str, Any], where: str = "config.json") -> dict[str, An
         raise ValueError(f"{where}: hidden_act is {shown(config['hidden_act'])}, and only silu is read here")
     if found["positions"] == "rotary":
         found["rope_base"] = _rope_base(config, kind, where)
+    window = config.get("sliding_window")
+    if type(window) is int and window > 0:
+        found["context"] = min(found["context"], window)  # up to there, attention that slides is attention
     if kind == "roberta":
         found["context"] -= 2  # its positions begin at 2
     return found
