@@ -257,7 +257,7 @@ def test_members_are_those_that_pythons_reader_finds(tmp_path: Path) -> None:
 
 
 def test_a_zip64_directory_is_read(tmp_path: Path) -> None:
-    """The end of an archive says 0xFFFFFFFF for what lies beyond 4 GB, and another record says where; here it does too."""
+    """The end of an archive says 0xFFFFFFFF for what lies beyond 4 GB, and another record says where it lies."""
     data = archive_bytes(ARRAYS)
     end = data.rindex(b"PK\5\6")
     count, size, start = struct.unpack_from("<HII", data, end + 10)

@@ -174,9 +174,8 @@ class Assembly:
         return Target((placing.Piece(tables[0]),), d_out, d_in)
 
     def add(self, name: str, part: LowRank, module: str) -> None:
-        shape = (part.height, part.d_out if part.transposed else part.d_in)
-        whole: tuple[int, ...] = shape if self.base is None else self.base.shapes[name]
-        width = whole[-1] if part.experts > 1 or part.at else math.prod(whole[1:])
+        width = part.d_out if part.transposed else part.d_in
+        whole = (part.height, width) if self.base is None else self.base.shapes[name]
         update = self.update(name, whole, (math.prod(whole) // max(width, 1), width))
         start = self.settings.start
         if start == "given":
