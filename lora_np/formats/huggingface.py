@@ -59,11 +59,11 @@ ROPE_BASE = {"mixtral": 1e6}
 def sizes(config: Mapping[str, Any], where: str = "config.json") -> dict[str, Any]:
     """Our sizes out of a config.json; raises ValueError for a family, or a setting of one, that is not known here."""
     kind = config.get("model_type")
-    if kind not in FAMILIES:
+    if not (isinstance(kind, str) and kind in FAMILIES):
         raise ValueError(f"{where}: model_type must be one of {only(FAMILIES)}, got {shown(kind)}")
     table, fixed, defaults = FAMILIES[kind]
     for name, allowed in NEEDS_NONE.items():
-        if config.get(name) not in allowed:
+        if all(config.get(name) is not value for value in allowed) and config.get(name) != allowed[0]:
             raise ValueError(
                 f"{where}: {name} is {shown(config[name])}, which is not read: {shown(allowed[0])} would be"
             )
@@ -83,7 +83,7 @@ def sizes(config: Mapping[str, Any], where: str = "config.json") -> dict[str, An
         raise ValueError(f"{where}: {found['heads']} heads do not divide a width of {found['d_model']}")
     if "mlp" not in found:
         act = config.get("activation_function", config.get("hidden_act", defaults.get("hidden_act", "gelu_new")))
-        if act not in ACTIVATIONS:
+        if not (isinstance(act, str) and act in ACTIVATIONS):
             raise ValueError(f"{where}: the activation {shown(act)} is not known: one of {only(ACTIVATIONS)}")
         found["mlp"] = ACTIVATIONS[act]
     elif config.get("hidden_act", "silu") != "silu":
