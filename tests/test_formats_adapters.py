@@ -100,6 +100,18 @@ def stops(adapter: Adapter) -> list[str]:
 # rows of an update
 
 
+def test_a_prepared_update_reads_its_factors_no_more_and_shares_those_that_are_shared(tmp_path: Path) -> None:
+    base = experts("fused")
+    adapter = read_adapter(write_peft(tmp_path / "a", packed(), target_parameters=TARGETS), base).checked()
+    for name, update in adapter.updates.items():
+        ready = update.prepared(base[name])
+        assert len({id(part.A) for part in ready.parts}) == 1
+        before = update.change(slice(0, update.matrix[0]))
+        (tmp_path / "a" / "adapter_model.safetensors").rename(tmp_path / "aside")
+        assert (ready.change(slice(0, update.matrix[0])) == before).all()
+        (tmp_path / "aside").rename(tmp_path / "a" / "adapter_model.safetensors")
+
+
 @random_shapes
 @given(st.data())
 def test_rows_of_an_update_are_those_of_the_whole(data: st.DataObject) -> None:
@@ -470,7 +482,6 @@ REFUSED: dict[str, dict[str, Any]] = {
     "arrow_config": {"arrow_config": {"top_k": 2}},
     "kasa_config": {"kasa_config": {"beta": 1}},
     "use_bdlora": {"use_bdlora": {"nblocks": 2}},
-    "megatron_config": {"megatron_config": {"x": 1}},
     "loftq": {"init_lora_weights": "loftq"},
     "corda": {"init_lora_weights": "corda"},
     "lora_ga": {"init_lora_weights": "lora_ga"},
@@ -569,6 +580,22 @@ def test_a_base_without_its_prefix_is_found_and_said_so(tmp_path: Path) -> None:
     adapter = read_adapter(write_peft(tmp_path / "a", pair("transformer.h.0.attn.c_attn", 3 * D, D)), base).checked()
     assert list(adapter.updates) == ["h.0.attn.c_attn.weight"]
     assert kinds(adapter) == ["prefix"]
+
+
+def test_a_new_head_keeps_its_name_where_the_base_has_another_prefix(tmp_path: Path) -> None:
+    base = {name.removeprefix("transformer."): array for name, array in gpt2().items()}
+    arrays = pair("transformer.h.0.attn.c_attn", 3 * D, D) | {"score.weight": draw(2, D)}
+    adapter = read_adapter(write_peft(tmp_path / "a", arrays), base).checked()
+    assert sorted(adapter.updates) == ["h.0.attn.c_attn.weight", "score.weight"]
+    longer = {f"model.{name}": array for name, array in llama().items()}
+    adapter = read_adapter(write_peft(tmp_path / "b", pair(UP, F, D) | {"score.weight": draw(2, D)}), longer).checked()
+    assert sorted(adapter.updates) == [f"model.{UP}.weight", "score.weight"]
+
+
+@pytest.mark.parametrize("leaf", placing.QUANTISED)
+def test_a_quantised_base_stops(tmp_path: Path, leaf: str) -> None:
+    adapter = read_adapter(write_peft(tmp_path / "a", pair(UP, F, D)), llama() | {f"{UP}{leaf}": draw(3)})
+    assert stops(adapter) == ["quantised"]
 
 
 def without(arrays: Arrays, name: str) -> Arrays:

@@ -168,7 +168,7 @@ def _untargeted(
     lacking = []
     for name, shape in base.shapes.items():
         path = name.removesuffix(".weight")
-        theirs = path.removeprefix(base.add)
+        theirs = base.old + path.removeprefix(base.new)
         if len(shape) < 2 or path == name or name in updates:
             continue
         try:

@@ -57,7 +57,7 @@ class Assembly:
 
     def replace(self, name: str, tensor: Tensor) -> None:
         """A tensor in the place of the base's; the copy that a file may hold of a tied head is left out."""
-        path = name if self.base is None else self.base.path(name)
+        path = name if self.base is None or self.base.path(name) not in self.base.shapes else self.base.path(name)
         shape = tensor.shape if self.base is None else self.base.shapes.get(path)
         if shape is None and name in self.read.copies:
             return self.read.note("copy", name, "it copies a tensor that the base does not store", "none")

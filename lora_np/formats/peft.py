@@ -33,7 +33,6 @@ REFUSED = {
     "use_qalora": "its input is averaged in groups beside a quantised base, so it cannot be merged",
     "kasa_config": "its base was truncated by a decomposition that its program repeats on loading",
     "use_bdlora": "its factors are block-diagonal by rules that depend on the program",
-    "megatron_config": "its layers are split over devices",
 }
 # Values of init_lora_weights that changed the base before training, and what is needed then.
 BEGUN = ("pissa", "olora")  # computed again from the base
@@ -42,7 +41,7 @@ PLAIN = ("gaussian", "eva", "orthogonal", "mica", "true", "false")
 # Settings that are read here or elsewhere, or do not bear on merged weights.
 KNOWN = {
     "lora_dropout", "task_type", "inference_mode", "revision", "base_model_name_or_path", "auto_mapping",
-    "peft_version", "runtime_config", "megatron_core", "loftq_config", "eva_config", "corda_config",
+    "peft_version", "runtime_config", "megatron_config", "megatron_core", "loftq_config", "eva_config", "corda_config",
     "lora_ga_config", "monteclora_config", "velora_config", "qalora_group_size", "exclude_modules",
     "target_modules", "layers_to_transform", "layers_pattern", "peft_type", "r", "lora_alpha", "use_rslora",
     "rank_pattern", "alpha_pattern", "fan_in_fan_out", "bias", "lora_bias", "use_dora", "init_lora_weights",

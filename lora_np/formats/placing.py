@@ -18,12 +18,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from .disk import shown
 from .updates import Finding
 
 Shape = tuple[int, ...]
 # Families of transformers whose linear maps are Conv1D, stored (d_in, d_out).
 CONV1D = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "ctrl", "clvp"})
+MAX_WAYS = 8  # prefixes of the adapter's paths that are tried
 PREFIXES = ("model.", "transformer.", "bert.", "roberta.", "distilbert.", "language_model.", "model.language_model.")
+LEAVES = (".weight", "", ".in_proj_weight")  # under which a module holds its weight; "" is a bare parameter
+QUANTISED = (".qweight", ".weight.absmax", ".weight.quant_map", ".SCB", ".weight_scale", ".weight_scale_inv", ".scales")
 FUSED = {"gate_up_proj": (("gate_proj", "up_proj"), ("w1", "w3")), "down_proj": (("down_proj",), ("w2",))}
 EXPERT = re.compile(r"(.+\.experts)\.(\d{1,6})\.(gate_proj|up_proj|down_proj|w1|w2|w3)")
 MOE = (".mlp.", ".block_sparse_moe.")  # what transformers calls the layer of experts, in memory and in older files
@@ -54,17 +58,20 @@ class Target:
 class Base:
     """Names and shapes of the base, and how the adapter's module paths are turned into its names.
 
-    drop, add    leading parts that a path loses, and what is put before it then
+    old, new    the prefix that a path loses, and the one that it gets in its place; a path that the base knows as it
+                stands keeps it
     """
 
     shapes: Mapping[str, Shape]
     model_type: str | None = None
-    drop: int = 0
-    add: str = ""
+    old: str = ""
+    new: str = ""
 
     def path(self, module: str) -> str:
         """The module as the base calls it."""
-        return self.add + ".".join(module.split(".")[self.drop :])
+        if not module.startswith(self.old) or any(module + leaf in self.shapes for leaf in LEAVES):
+            return module
+        return self.new + module.removeprefix(self.old)
 
     def spellings(self, path: str) -> tuple[str, ...]:
         """The path itself, and as it stands in files of another version of transformers."""
@@ -74,7 +81,7 @@ class Base:
     def weight(self, module: str) -> str | None:
         """The base tensor that holds the weight of a module, or None."""
         paths = self.spellings(self.path(module))
-        names = (f"{path}{leaf}" for path in paths for leaf in (".weight", "", ".in_proj_weight"))
+        names = (path + leaf for path in paths for leaf in LEAVES)
         return next((name for name in names if len(self.shapes.get(name, ())) >= 2), None)
 
     @cached_property
@@ -103,26 +110,28 @@ class Base:
 
 
 def fitted(base: Base, modules: Sequence[str]) -> tuple[Base, list[Finding]]:
-    """The base with the one way of dropping and adding a prefix that finds most of these modules, and what it took."""
-    ways = [(0, ""), (1, ""), (2, ""), *((0, p) for p in PREFIXES), *((1, p) for p in PREFIXES)]
+    """The base with the one way of changing a prefix that finds most of these modules, and what it took."""
+    firsts = {".".join(module.split(".")[:n]) + "." for module in modules for n in (1, 2) if module.count(".") >= n}
+    olds = ("", *sorted(firsts, key=len)[:MAX_WAYS])
+    ways = [(old, new) for new in ("", *PREFIXES) for old in olds if old != new or not old]
 
-    def score(way: tuple[int, str]) -> int:
+    def score(way: tuple[str, str]) -> int:
         tried = Base(base.shapes, base.model_type, *way)
         return sum(_known(tried, module) for module in modules)
 
     best = max(ways, key=score)  # the first of equals, so nothing is changed without need
-    if best == (0, "") or not score(best):
+    if best == ("", "") or not score(best):
         return base, []
-    lost = f"without its first {'part' if best[0] == 1 else f'{best[0]} parts'}" if best[0] else ""
-    gained = f"with {best[1]!r} before it" if best[1] else ""
-    what = f"the base knows this module only {' and '.join(filter(None, (lost, gained)))}"
+    found = Base(base.shapes, base.model_type, *best)
+    changed = next(module for module in modules if found.path(module) != module)
+    what = f"the base calls it {shown(found.path(changed), quoted=False)}"
     todo = "see that the adapter and the base were saved from the same class of model"
-    return Base(base.shapes, base.model_type, *best), [Finding("prefix", modules[0], what, todo)]
+    return found, [Finding("prefix", shown(changed, quoted=False), what, todo)]
 
 
 def _known(base: Base, module: str) -> bool:
     path = base.path(module)
-    if base.weight(module) is not None or any(name in base.shapes for name in (path, f"{path}.weight", f"{path}.bias")):
+    if base.weight(module) is not None or f"{path}.bias" in base.shapes:
         return True
     return bool(stacked(base, module)) or _one_expert(base, path) is not None
 
@@ -132,9 +141,13 @@ def linear(base: Base, module: str, d_out: int, d_in: int, declared: bool) -> tu
 
     declared    what the adapter's own description says of the orientation; believed only where nothing else tells
     """
-    name = base.weight(module)
+    name, path = base.weight(module), base.path(module)
+    for leaf in QUANTISED:
+        if path + leaf in base.shapes:
+            what = f"the base holds {path}{leaf}: its weight is quantised, so W is not what is stored"
+            return None, [Finding("quantised", module, what, "give the base as it was before", True)]
     if name is None:
-        part = _one_expert(base, base.path(module))
+        part = _one_expert(base, path)
         return (part, []) if part is not None and (part.d_out, part.d_in) == (d_out, d_in) else (None, [])
     shape = base.shapes[name]
     rows, width = shape[0], _product(shape[1:])

@@ -22,7 +22,7 @@ import numpy as np
 from ..arrays import Array
 from .tensors import Tensor, dtype_of, flat
 
-Any2d = Array | Tensor
+Numbers = Array | Tensor
 BLOCK = 1 << 20  # numbers of a base tensor that are held at once while its columns are measured
 
 
@@ -56,8 +56,8 @@ class LowRank:
     outputs   which rows of B are meant, (start, stop); all when None
     """
 
-    A: Any2d
-    B: Any2d
+    A: Numbers
+    B: Numbers
     scale: float
     transposed: bool = False
     at: int = 0
@@ -83,7 +83,7 @@ class LowRank:
         """How many rows of the base tensor it reaches."""
         return self.d_in if self.transposed else self.d_out
 
-    def stacked(self, factor: Any2d) -> bool:
+    def stacked(self, factor: Numbers) -> bool:
         """True for factors of experts with an axis of their own."""
         return self.experts > 1 and len(factor.shape) == 3
 
@@ -127,7 +127,7 @@ class Magnitude:
     norms   of the columns of W + ΔW, once they are measured (see `Update.prepared`)
     """
 
-    m: Any2d
+    m: Numbers
     along: Literal["rows", "columns"]
     norms: Array | None = None
 
@@ -137,14 +137,14 @@ class TokenRows:
     """Rows of a table that stand in the place of its own: `rows` (n, d) at `indices` (n,)."""
 
     indices: Array
-    rows: Any2d
+    rows: Numbers
 
 
 @dataclass(frozen=True)
 class Shift:
     """s·b, added to a bias."""
 
-    b: Any2d
+    b: Numbers
     scale: float
 
 
@@ -162,7 +162,7 @@ class Update:
     shape: tuple[int, ...]
     matrix: tuple[int, int]
     parts: tuple[LowRank, ...] = ()
-    replacement: Any2d | None = None
+    replacement: Numbers | None = None
     magnitude: Magnitude | None = None
     shift: Shift | None = None
     tokens: TokenRows | None = None
@@ -193,13 +193,13 @@ class Update:
             total[low - start : high - start] += block
         return np.zeros((stop - start, self.matrix[1])) if total is None else total
 
-    def base_rows(self, W: Any2d, rows: slice) -> Array:
+    def base_rows(self, W: Numbers, rows: slice) -> Array:
         """These rows of the base tensor, or of what replaces it, as they are stored."""
         start, stop, _ = rows.indices(self.matrix[0])
         source = W if self.replacement is None else self.replacement
         return flat(source, start * self.matrix[1], stop * self.matrix[1]).reshape(stop - start, self.matrix[1])
 
-    def expected(self, W: Any2d, rows: slice) -> Array:
+    def expected(self, W: Numbers, rows: slice) -> Array:
         """These rows of the merged tensor in float64; raises ValueError where `prepared` should have come first."""
         merged = self._sum(W, rows)
         if self.magnitude is not None:
@@ -212,7 +212,7 @@ class Update:
             merged[self.tokens.indices[mine] - start] = np.asarray(self.tokens.rows)[mine].astype(np.float64)
         return merged
 
-    def _sum(self, W: Any2d, rows: slice) -> Array:
+    def _sum(self, W: Numbers, rows: slice) -> Array:
         if self.start is not None:
             raise ValueError(f"{self.name} starts from its base ({self.start}): prepare the update with the base first")
         return self.base_rows(W, rows).astype(np.float64) + self.change(rows)
@@ -226,9 +226,21 @@ class Update:
             raise ValueError(f"{self.name} needs the norms of its columns: prepare the update with the base first")
         return m / self.magnitude.norms
 
-    def prepared(self, W: Any2d) -> Update:
-        """The same update with all that must be computed from the whole base tensor: its start, and column norms."""
-        ready = self if self.start is None else dataclasses.replace(self, start=None, parts=self.parts + self._begun(W))
+    def prepared(self, W: Numbers) -> Update:
+        """The same update with its factors in memory, and what follows from the whole base tensor: start and norms.
+
+        Rows may be asked for without it, but then the factors are read each time.
+        """
+        held: dict[int, Array] = {}  # factors that several parts share are read once
+
+        def read(factor: Numbers) -> Array:
+            if id(factor) not in held:
+                held[id(factor)] = np.asarray(factor)
+            return held[id(factor)]
+
+        parts = tuple(dataclasses.replace(part, A=read(part.A), B=read(part.B)) for part in self.parts)
+        begun = () if self.start is None else self._begun(W)
+        ready = dataclasses.replace(self, start=None, parts=parts + begun)
         if ready.magnitude is None or ready.magnitude.along == "rows":
             return ready
         squares, step = np.zeros(self.matrix[1]), max(1, BLOCK // max(1, self.matrix[1]))
@@ -237,7 +249,7 @@ class Update:
             squares += (block * block).sum(axis=0)
         return dataclasses.replace(ready, magnitude=dataclasses.replace(ready.magnitude, norms=np.sqrt(squares)))
 
-    def _begun(self, W: Any2d) -> tuple[LowRank, ...]:
+    def _begun(self, W: Numbers) -> tuple[LowRank, ...]:
         """What was taken from the base before training: its best rank-r part (PiSSA), or the first r of QR (OLoRA).
 
         Source: Meng et al. 2024, arXiv:2404.02948, section 3; Büyükakyüz 2024, arXiv:2406.01775, section 3.
