@@ -22,6 +22,7 @@ from shared_data import shared_data
 from lora_np.arrays import row_blocks
 from lora_np.formats import placing
 from lora_np.formats.adapters import read_adapter
+from lora_np.formats.examining import examined
 from lora_np.formats.updates import EXACT, Adapter, LowRank, Order, Update
 
 Arrays = dict[str, np.ndarray]
@@ -154,6 +155,15 @@ def test_a_factor_in_16_bits_is_multiplied_in_32_by_peft(tmp_path: Path) -> None
     half = {name: a.astype(np.float16) for name, a in pair(UP, F, D).items()}
     assert read_adapter(write_peft(tmp_path / "h", half), llama()).order == Order("float32", "float16")
     assert read_adapter(write_peft(tmp_path / "d", pair(UP, F, D)), llama()).order == Order("float64", "float64")
+
+
+def test_a_signalling_nan_of_a_16_bit_base_is_a_nan_and_no_warning(tmp_path: Path) -> None:
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    W = np.array([[0x7F81, 0x3F80, 0, 0]] * F, np.uint16).view(ml_dtypes.bfloat16)
+    update = read_adapter(write_peft(tmp_path / "a", pair(UP, F, D)), llama()).updates[f"{UP}.weight"]
+    found = update.expected(W, slice(0, F))  # warnings are errors here
+    assert np.isnan(found[:, 0]).all()
+    assert np.isfinite(found[:, 1:]).all()
 
 
 # PEFT: the scale
@@ -543,6 +553,12 @@ PLAIN_FAULTS: dict[str, tuple[str, str, dict[str, Any]]] = {  # -> kind, prefix,
     "a target without tensors": ("untrained", "base_model.model.", {"target_modules": ["up_proj", "down_proj"]}),
     "a target by expression": ("untrained", "base_model.model.", {"target_modules": r".*mlp\.\w*_proj"}),
     "a target's expression": ("pattern", "base_model.model.", {"target_modules": r"(.*)*"}),
+    "a target that the base does not have": (
+        "unknown_target",
+        "base_model.model.",
+        {"target_modules": ["up_proj", "c"]},
+    ),
+    "alpha missing": ("alpha_missing", "base_model.model.", {"lora_alpha": None, "alpha_pattern": {"up_proj": 3}}),
     "a setting unknown": ("unknown_setting", "base_model.model.", {"new_setting": 3}),
 }
 
@@ -557,6 +573,25 @@ def test_an_oddity_that_leaves_the_update_clear_is_a_finding(
     delta = 1.5 * arrays[f"{UP}.lora_B.weight"] @ arrays[f"{UP}.lora_A.weight"]
     same(expected(adapter, base, f"{UP}.weight"), base[f"{UP}.weight"] + delta)
     assert all(len(str(finding)) < 300 and "\n" not in str(finding) for finding in adapter.findings)
+
+
+def test_numbers_that_are_zero_or_not_finite_are_found_when_they_are_looked_at(tmp_path: Path) -> None:
+    arrays = pair(UP, F, D) | pair(Q, D, D) | {"lm_head.weight": draw(V, D)} | packed()
+    base = llama() | experts("fused")
+    config = {"target_parameters": TARGETS}
+    assert examined(read_adapter(write_peft(tmp_path / "a", arrays, **config), base)) == []
+    arrays[f"{UP}.lora_B.weight"] = np.zeros((F, R))
+    arrays[f"{Q}.lora_A.weight"][1, 2] = np.nan
+    arrays["lm_head.weight"][3, 3] = np.inf
+    arrays[f"{LAYER}mlp.experts.lora_B.weight"][:] = 0.0
+    found = examined(read_adapter(write_peft(tmp_path / "b", arrays, **config), base))
+    told = sorted((finding.kind, finding.where, finding.stops) for finding in found)
+    assert told == [
+        ("not_finite", "lm_head.weight", True),
+        ("not_finite", f"{Q}.weight", True),
+        ("zero", f"{LAYER}mlp.experts.down_proj", False),
+        ("zero", f"{UP}.weight", False),
+    ]
 
 
 def test_targets_outside_the_layers_that_are_transformed_are_not_missed(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ import numpy as np
 
 from . import placing
 from .disk import shown
+from .grammar import HEADS, TABLES, Read, Settings
 from .patterns import targeted
-from .peft import HEADS, TABLES, Read, Settings
 from .placing import Base, Target
 from .tensors import Tensor
 from .updates import Finding, LowRank, Magnitude, Shift, TokenRows, Update

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from ..arrays import Array
-from . import peft
+from . import grammar
 from .assembling import Assembly
 from .disk import File, shown
 from .placing import Base
@@ -184,7 +184,7 @@ def read_gguf_adapter(path: Path, base: Mapping[str, Any] | None = None) -> Adap
     alpha = settings.get("adapter.lora.alpha", 0.0)
     if not isinstance(alpha, int | float) or not abs(alpha) < 1e30:
         raise ValueError(f"{path}: adapter.lora.alpha must be a number, got {shown(alpha)}")
-    read = peft.Read()
+    read = grammar.Read()
     for name, tensor in tensors.items():
         module, _, leaf = name.rpartition(".")
         if leaf in ("lora_a", "lora_b") and module.endswith(".weight"):
@@ -195,6 +195,6 @@ def read_gguf_adapter(path: Path, base: Mapping[str, Any] | None = None) -> Adap
         if module == "token_embd" and {"A", "B"} <= set(leaves) and len(leaves["A"].shape) == 2:
             leaves |= {"EA": Turned(leaves.pop("A")), "EB": leaves.pop("B")}
     mine = None if base is None else Base({name: tuple(t.shape) for name, t in base.items()}, "gguf")
-    rule = peft.Settings(1, 1.0, by_rank=lambda _, rank: alpha / rank if alpha else 1.0)
+    rule = grammar.Settings(1, 1.0, by_rank=lambda _, rank: alpha / rank if alpha else 1.0)
     updates = Assembly(read, rule, mine).run()
     return Adapter("gguf", updates, Order("float32"), tuple(read.findings), settings, tensors.files)

@@ -26,6 +26,12 @@ Numbers = Array | Tensor
 BLOCK = 1 << 20  # numbers of a base tensor that are held at once while its columns are measured
 
 
+def in_type(array: Array, dtype: Any) -> Array:
+    """The array in another type; a signalling NaN, which a 16-bit file may hold, becomes a quiet one without a word."""
+    with np.errstate(invalid="ignore"):
+        return array.astype(dtype, copy=False)
+
+
 @dataclass(frozen=True)
 class Order:
     """In which types s·BA is computed: the product and the factor in `product`, then cast to `cast` if it is not None.
@@ -109,14 +115,14 @@ class LowRank:
 
     def rows(self, start: int, stop: int, order: Order = EXACT) -> Array:
         """Rows `start` to `stop`, counted from its own first, of s·BA."""
-        left, right = (side.astype(order.product) for side in self.sides(start, stop))
+        left, right = (in_type(side, order.product) for side in self.sides(start, stop))
         scale = left.dtype.type(self.scale)
         product = (scale * left) @ right if order.scale_first else (left @ right) * scale
-        return product if order.cast is None else product.astype(dtype_of(order.cast))
+        return product if order.cast is None else in_type(product, dtype_of(order.cast))
 
     def sizes(self, start: int, stop: int) -> Array:
         """The same rows of |s||B||A| in float64: what its rounding errors are measured against."""
-        left, right = (abs(side.astype(np.float64)) for side in self.sides(start, stop))
+        left, right = (abs(in_type(side, np.float64)) for side in self.sides(start, stop))
         return abs(self.scale) * (left @ right)
 
 
@@ -209,13 +215,13 @@ class Update:
         if self.tokens is not None:
             start, stop, _ = rows.indices(self.matrix[0])
             mine = np.flatnonzero((self.tokens.indices >= start) & (self.tokens.indices < stop))
-            merged[self.tokens.indices[mine] - start] = np.asarray(self.tokens.rows)[mine].astype(np.float64)
+            merged[self.tokens.indices[mine] - start] = in_type(np.asarray(self.tokens.rows)[mine], np.float64)
         return merged
 
     def _sum(self, W: Numbers, rows: slice) -> Array:
         if self.start is not None:
             raise ValueError(f"{self.name} starts from its base ({self.start}): prepare the update with the base first")
-        return self.base_rows(W, rows).astype(np.float64) + self.change(rows)
+        return in_type(self.base_rows(W, rows), np.float64) + self.change(rows)
 
     def _factor(self, merged: Array, rows: slice) -> Array:
         assert self.magnitude is not None
