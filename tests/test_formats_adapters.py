@@ -610,10 +610,16 @@ def test_an_adapter_name_left_in_the_keys_is_a_finding(tmp_path: Path) -> None:
     assert list(adapter.updates) == [f"{UP}.weight"]
 
 
-def test_a_base_without_its_prefix_is_found_and_said_so(tmp_path: Path) -> None:
+def test_a_base_that_was_stored_without_its_head_lacks_a_prefix_and_that_is_usual(tmp_path: Path) -> None:
     base = {name.removeprefix("transformer."): array for name, array in gpt2().items()}
     adapter = read_adapter(write_peft(tmp_path / "a", pair("transformer.h.0.attn.c_attn", 3 * D, D)), base).checked()
     assert list(adapter.updates) == ["h.0.attn.c_attn.weight"]
+    assert not adapter.findings
+
+
+def test_an_adapter_without_a_prefix_of_its_base_is_a_finding(tmp_path: Path) -> None:
+    adapter = read_adapter(write_peft(tmp_path / "a", pair(UP.removeprefix("model."), F, D)), llama()).checked()
+    assert list(adapter.updates) == [f"{UP}.weight"]
     assert kinds(adapter) == ["prefix"]
 
 

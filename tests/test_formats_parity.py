@@ -16,6 +16,8 @@ import pytest
 
 from lora_np.formats.adapters import read_adapter
 from lora_np.formats.disk import read_json
+from lora_np.formats.huggingface import config_json, open_model
+from lora_np.formats.names import theirs
 from lora_np.formats.tensors import open_tensors
 from lora_np.formats.updates import Adapter
 
@@ -100,6 +102,23 @@ def gaps(folder: Path, adapter: Adapter, n: int, eps: float) -> dict[str, float]
     return used
 
 
+def gpt_oss() -> Any:
+    """Its experts are stored (in, out), and say so."""
+    config = transformers.GptOssConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
+        head_dim=8, num_local_experts=4, vocab_size=20, tie_word_embeddings=False,
+    )  # fmt: skip
+    return transformers.GptOssForCausalLM(config)
+
+
+def qwen3_moe() -> Any:
+    config = transformers.Qwen3MoeConfig(
+        hidden_size=16, intermediate_size=24, moe_intermediate_size=12, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, head_dim=8, num_experts=4, vocab_size=20, tie_word_embeddings=False,
+    )  # fmt: skip
+    return transformers.Qwen3MoeForCausalLM(config)
+
+
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 CASES: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
     "plain": (llama, {"target_modules": ALL}),
@@ -124,6 +143,10 @@ CASES: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
     "bert pooler and head": (bert, {"target_modules": ["query"], "modules_to_save": ["classifier", "pooler"]}),
     "experts": (mixtral, {"target_modules": ["q_proj"],
                           "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]}),
+    "experts stored turned": (gpt_oss, {"target_modules": ["q_proj"],
+                              "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]}),
+    "experts of qwen": (qwen3_moe, {"target_modules": ["q_proj"],
+                        "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]}),
     "experts down only": (mixtral, {"target_modules": [], "target_parameters": ["mlp.experts.down_proj"]}),
     "router": (mixtral, {"target_modules": [], "target_parameters": ["gate.weight"]}),
     "square experts": (lambda: mixtral(intermediate_size=16), {"target_modules": [],
@@ -138,6 +161,92 @@ def test_what_is_read_is_what_peft_merges(tmp_path: Path, name: str) -> None:
     n = 3 + 3 + 1 + 24 * (settings.get("use_dora", False))
     used = gaps(tmp_path, adapter, n, EPS / 2)
     assert used
+    assert max(used.values()) <= 1.0, used
+
+
+FAMILIES: dict[str, Callable[[], Any]] = {
+    "gpt2": gpt2,
+    "llama": llama,
+    "mixtral": mixtral,
+    "bert": bert,
+    "roberta": lambda: transformers.RobertaForMaskedLM(
+        transformers.RobertaConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
+                                   vocab_size=20, max_position_embeddings=8)),
+    "qwen2": lambda: transformers.Qwen2ForCausalLM(
+        transformers.Qwen2Config(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
+                                 vocab_size=20, num_key_value_heads=1, max_position_embeddings=8)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_every_tensor_that_transformers_saves_has_a_name_of_ours_and_goes_back(tmp_path: Path, kind: str) -> None:
+    FAMILIES[kind]().save_pretrained(tmp_path)
+    tensors, sizes, family = open_model(tmp_path)
+    assert family == kind
+    arrays = {name: np.asarray(tensor) for name, tensor in tensors.items()}
+    back, there = theirs(arrays, kind, sizes["layers"], sizes.get("experts", 0)), open_tensors(tmp_path)
+    assert set(back) == set(there)
+    for name, tensor in there.items():
+        skipped = 2 if kind == "roberta" and "position_embeddings" in name else 0  # rows that are not used
+        assert (back[name][skipped:] == tensor[skipped:]).all(), name
+    described = config_json(sizes, kind)
+    saved = read_json(tmp_path / "config.json")
+    rope = saved.get("rope_parameters") or {}
+    for name, value in described.items():
+        assert value == saved.get(name, rope.get(name)), name
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_convolutions_are_read_as_peft_merges_them(tmp_path: Path, dora: bool) -> None:
+    from safetensors.torch import save_file
+
+    class Small(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = torch.nn.Conv1d(3, 5, 2), torch.nn.Conv2d(5, 4, 3)
+            self.point, self.linear = torch.nn.Conv2d(4, 6, 1), torch.nn.Linear(4, 3)
+
+    torch.manual_seed(0)
+    model = Small()
+    for name in ("base", "merged"):
+        (tmp_path / name).mkdir()
+    save_file(model.state_dict(), tmp_path / "base" / "model.safetensors")
+    settings = peft.LoraConfig(r=2, lora_alpha=3, target_modules=["one", "two", "point", "linear"], use_dora=dora)
+    adapted = peft.get_peft_model(model, settings)
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter += torch.randn(parameter.shape) * 0.2
+    adapted.save_pretrained(tmp_path / "adapter")
+    state = adapted.merge_and_unload().state_dict()
+    save_file({name: array.contiguous() for name, array in state.items()}, tmp_path / "merged" / "model.safetensors")
+    adapter = read_adapter(tmp_path / "adapter", open_tensors(tmp_path / "base")).checked()
+    used = gaps(tmp_path, adapter, 2 + 3 + 1 + (45 + 1) * dora, EPS / 2)  # the widest norm is over 45 numbers
+    assert len(used) == 4
+    assert max(used.values()) <= 1.0, used
+
+
+def test_adapters_of_single_experts_are_merged_as_todays_transformers_converts_them(tmp_path: Path) -> None:
+    """Old files name each expert's w1, w2, w3; PEFT joins their A and makes B block-diagonal when it loads them."""
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    mixtral().save_pretrained(tmp_path / "base")
+    arrays = {}
+    for name, (d_out, d_in) in {"w1": (24, 16), "w3": (24, 16), "w2": (16, 24)}.items():
+        for place in [f"{layer}.block_sparse_moe.experts.{e}" for layer in range(2) for e in range(4)]:
+            module = f"base_model.model.model.layers.{place}.{name}"
+            arrays[f"{module}.lora_A.weight"] = torch.randn(3, d_in) * 0.2
+            arrays[f"{module}.lora_B.weight"] = torch.randn(d_out, 3) * 0.2
+    (tmp_path / "adapter").mkdir()
+    save_file(arrays, tmp_path / "adapter" / "adapter_model.safetensors")
+    peft.LoraConfig(r=3, lora_alpha=5, target_modules=["w1", "w2", "w3"]).save_pretrained(tmp_path / "adapter")
+    adapter = read_adapter(tmp_path / "adapter", open_tensors(tmp_path / "base")).checked()
+    model = transformers.MixtralForCausalLM.from_pretrained(tmp_path / "base")
+    loaded = peft.PeftModel.from_pretrained(model, tmp_path / "adapter")
+    loaded.merge_and_unload().save_pretrained(tmp_path / "merged")
+    used = gaps(tmp_path, adapter, 6 + 3 + 1, EPS / 2)  # the rank is twice as high there
+    assert len(used) == 2 * 4 * 3
     assert max(used.values()) <= 1.0, used
 
 

@@ -123,6 +123,8 @@ def fitted(base: Base, modules: Sequence[str]) -> tuple[Base, list[Finding]]:
     if best == ("", "") or not score(best):
         return base, []
     found = Base(base.shapes, base.model_type, *best)
+    if best[0] in PREFIXES and not best[1] and not any(name.startswith(best[0]) for name in base.shapes):
+        return found, []  # a model without its head is stored without this prefix, as GPT-2's is
     changed = next(module for module in modules if found.path(module) != module)
     what = f"the base calls it {shown(found.path(changed), quoted=False)}"
     todo = "see that the adapter and the base were saved from the same class of model"
