@@ -142,6 +142,7 @@ BROKEN = {
     "lists in lists": HEAD + struct.pack("<QQQ", 0, 1, 1) + b"x" + struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 50,
     "a type unknown": replaced(b"list\t", b"list\x63"),
     "a tensor unknown": replaced(b"\1\0\0\0\0\0\0\0a\2", b"\1\0\0\0\0\0\0\0a\x09"),
+    "blocks of a scalar": HEAD + struct.pack("<QQQ", 1, 0, 1) + b"x" + struct.pack("<IIQ", 0, 2, 0) + bytes(99),
     "too long": replaced(struct.pack("<QQ", 4, 2), struct.pack("<QQ", 1 << 40, 2)),
     "overflows": replaced(struct.pack("<QQ", 4, 2), struct.pack("<QQ", 1 << 63, 1 << 63)),
     "overlaps": GOOD.replace(struct.pack("<IQ", 0, 32), struct.pack("<IQ", 0, 0)),

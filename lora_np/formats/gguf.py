@@ -159,9 +159,9 @@ def _tensor(file: File, origin: int, name: str, shape: tuple[int, ...], number: 
     if number not in kinds:
         raise ValueError(f"{file.path}: {shown(name)} is of type {number}, which the gguf package does not know")
     block, size = package.GGML_QUANT_SIZES[kinds[number]]
-    count = math.prod(shape)
-    if (shape and shape[-1] % block) or (not shape and block > 1):
-        raise ValueError(f"{file.path}: {shown(name)} has rows of {shape[-1]} numbers, in blocks of {block}")
+    count, width = math.prod(shape), shape[-1] if shape else 1
+    if width % block:
+        raise ValueError(f"{file.path}: {shown(name)} has rows of {width} numbers, in blocks of {block}")
     if origin + offset + count // block * size > file.size:
         raise ValueError(f"{file.path} is truncated: {shown(name)}, of shape {shown(shape)}, is not all in it")
     return Quantised(file, kinds[number].name, shape, origin + offset, block, size)
