@@ -281,6 +281,65 @@ def operation_cases(rng: np.random.Generator, operations: Any = ops, device: str
         float(operations.head_cross_entropy(there(h), there(W), *labels)),
         device,
     )
+    yield from _cases_of_the_methods(rng, operations, projected, there)
+
+
+def _cases_of_the_methods(
+    rng: np.random.Generator, operations: Any, projected: Callable[..., Case], there: Callable[[Array], Array]
+) -> Iterator[Case]:
+    """The operations that methods other than LoRA need."""
+    batch, seq, d_in, d_out, n, size = (int(k) for k in rng.integers(2, 5, 6))
+    rank, scaling = int(rng.integers(1, 3)), float(rng.uniform(0.5, 2.0))
+    normal, first = rng.standard_normal, 5
+
+    def dora(x: Array, W: Array, b: Array, A: Array, B: Array, m: Array) -> Any:
+        V = W + scaling * anp.dot(B, A)
+        return anp.dot(x, V.T) * (m / anp.sqrt(anp.sum(V**2, axis=1))) + b
+
+    yield projected(
+        "dora_linear",
+        lambda x, W, b, A, B, m: operations.dora_linear(x, W, b, A, B, m, scaling),
+        dora,
+        x=normal((batch, seq, d_in)),
+        W=normal((d_out, d_in)),
+        b=normal(d_out),
+        A=normal((rank, d_in)),
+        B=normal((d_out, rank)),
+        m=normal(d_out) + 3.0,
+    )
+    yield projected(
+        "kronecker",
+        operations.kronecker,
+        lambda A, S, T: sum(anp.kron(A[i], anp.dot(S[i], T[i])) for i in range(n)),
+        A=normal((n, n, n)),
+        S=normal((n, size, rank)),
+        T=normal((n, rank, d_in)),
+    )
+    tokens = rng.integers(first - 2, first + 2, (batch, seq + 3))  # of the three special tokens the last one never
+    tokens[:, :4] = [first + 1, first, first + 1, first - 1]  # one occurs twice, and one is a word
+    ids = there(tokens)
+    special = tokens[..., None] - first == np.arange(3)
+    yield projected(
+        "replaced_rows",
+        lambda h, S: operations.replaced_rows(h, S, ids, first),
+        lambda h, S: anp.where(special.any(-1)[..., None], anp.dot(special, S), h),
+        h=normal((batch, seq + 3, d_in)),
+        S=normal((3, d_in)),
+    )
+    yield projected(
+        "prepended",
+        operations.prepended,
+        lambda P, k: anp.concatenate([anp.stack([P] * batch), k], axis=1),
+        P=normal((n, d_in)),
+        k=normal((batch, seq, d_in)),
+    )
+    yield projected(
+        "scaled_rows",
+        operations.scaled_rows,
+        lambda M, v: anp.dot(anp.diag(v), M),
+        M=normal((d_out, d_in)),
+        v=normal(d_out),
+    )
 
 
 def adapted_case(rng: np.random.Generator, device: str = "cpu") -> Case:
