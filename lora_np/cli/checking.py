@@ -66,13 +66,12 @@ def merge(adapter: AdapterFolder, out: Out, base: Base = None, overwrite: Overwr
     """
     from ..files import BASE, MODEL, load_adapter, load_model, save_model
     from ..folders import check_free
-    from ..wrappers import merge as merged
-    from ..wrappers import wrappers
+    from ..wrappers import merge_whole, wrappers
 
     check_free(out, MODEL, overwrite=overwrite, inputs=(adapter, base or BASE))
     model, _ = load_adapter(adapter, load_model(base))
     found = wrappers(model)
-    save_model(out, merged(model) if found else model, overwrite=overwrite)
+    save_model(out, merge_whole(model) if found else model, overwrite=overwrite)
     say(f"merged {len(found)} adapted maps into {out}; lora-np verify {adapter} {out} checks them")
     return 0
 

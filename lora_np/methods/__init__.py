@@ -65,8 +65,8 @@ def method_named(name: str, settings: Mapping[str, Any]) -> Method:
     known = [field.name for field in fields(METHODS[name])]  # type: ignore[arg-type]
     for setting in settings:
         if setting not in known:
-            able = nearest_first(setting, known) if known else "none: it takes no settings"
-            raise ValueError(f"a setting of {name} must be one of {able}; got {setting!r}")
+            able = f"one of {nearest_first(setting, known)}" if known else "left out: it has none"
+            raise ValueError(f"a setting of {name} must be {able}; got {setting!r}")
     return METHODS[name](**settings)
 
 

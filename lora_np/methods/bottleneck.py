@@ -80,6 +80,8 @@ class _Bottlenecks(Method):
     rank: int = 8
     dropped: int = 0
 
+    grows_by = "rank"
+
     def __post_init__(self) -> None:
         whole("rank", self.rank)
         whole("dropped", self.dropped, least=0)
@@ -163,6 +165,10 @@ class Compacter(_Bottlenecks):
     n: int = 4
 
     places = ("attention", "mlp")
+
+    @property
+    def step(self) -> int:  # type: ignore[override]
+        return self.n
 
     def __post_init__(self) -> None:
         super().__post_init__()
