@@ -42,8 +42,11 @@ METHODS: dict[str, type[Method]] = {
 }
 
 
-def adapt(model: Any, method: Method, rng: np.random.Generator) -> Any:
-    """The model as this method starts on it, `model` untouched. Raises ValueError for one that is adapted already."""
+def adapt(model: Any, method: Method, rng: np.random.Generator | None) -> Any:
+    """The model as this method starts on it, `model` untouched; without rng its shapes.
+
+    Raises ValueError for one that is adapted already.
+    """
     if found := wrappers(model):
         path, wrapper = next(iter(found.items()))
         raise ValueError(
