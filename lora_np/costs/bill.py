@@ -23,7 +23,7 @@ class Bill:
     trained, counted       the closed form, and what an applied skeleton holds: two ways to one number
     forward, added         of the base, and what the method adds to it while it stands beside the base
     depth                  matrix products that each block gets longer by, one after another, as the model is served
-    context                places of the context that are left for text
+    context, full_context  places of the context that are left for text, and all of them
     merged                 is there a plain model that computes the same?
     """
 
@@ -40,7 +40,13 @@ class Bill:
     added: int
     depth: int
     context: int
+    full_context: int
     merged: bool
+
+    @property
+    def holds(self) -> bool:
+        """Is the closed form what was counted?"""
+        return self.trained == self.counted
 
 
 def bill(config: TransformerConfig, method: Method, item_size: int = 4) -> Bill:
@@ -68,5 +74,6 @@ def bill(config: TransformerConfig, method: Method, item_size: int = 4) -> Bill:
         added=method.multiply_adds(config),
         depth=method.depth,
         context=config.context - method.positions,
+        full_context=config.context,
         merged=can_be_merged(applied),
     )

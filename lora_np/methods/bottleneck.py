@@ -73,7 +73,11 @@ class KroneckerLinear:
 
 @dataclass(frozen=True)
 class _Bottlenecks(Method):
-    """What the four have in common: where adapters stand, and how many numbers they have."""
+    """What the four have in common: where adapters stand, and how many numbers they have.
+
+    rank     r, at most d_model: a wider one would be no bottleneck
+    dropped  how many of the first blocks have no adapter
+    """
 
     places: ClassVar[tuple[str, ...]]  # the modules of a block that an adapter follows; "" is the block itself
 
@@ -118,6 +122,10 @@ class _Bottlenecks(Method):
         return len(self._layers(config)) * len(self.places) * 2 * config.d_model * self.rank
 
     def _layers(self, config: TransformerConfig) -> range:
+        if self.rank > config.d_model:
+            raise ValueError(
+                f"rank must lie in 1..d_model = 1..{config.d_model}: wider is no bottleneck, got {self.rank}"
+            )
         if self.dropped >= config.layers:
             raise ValueError(f"dropped must leave one of the {config.layers} blocks an adapter, got {self.dropped}")
         return range(self.dropped, config.layers)

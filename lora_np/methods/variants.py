@@ -145,6 +145,8 @@ class VeRA(LoraConfig):
     def _shared(self, module: LoraLinear) -> VeraLinear:
         rank, (d_out, d_in) = len(module.A), module.base.W.shape
         like, xp = module.base.W.dtype, array_module(module.base.W)
+        if is_blank(module.base.W):
+            return VeraLinear(module.base, module.A, module.B, blank((rank,), like), blank((d_out,), like))
         A, B = map(xp.asarray, _projections(self.projection_seed, rank, d_in, d_out, like))
         return VeraLinear(module.base, A, B, xp.full(rank, self.d_initial, like), xp.zeros(d_out, like))
 
