@@ -229,6 +229,7 @@ def adapt_to_file(
     """
     path, out = Path(path), Path(out)
     check_free(out, ADAPTER, overwrite=overwrite, resume=resume, inputs=(path,))
+    trained = method.trained(adapt(base, method, None))  # raises where the base cannot be adapted by these settings
     contents = read_once(path)
     train, held_out, plain = read_file(contents, data, base, method, tokenizer)
     batches = train.batches  # before memory is predicted: a batch size may be none
@@ -236,7 +237,6 @@ def adapt_to_file(
         check_room(base, method, train, training.micro_batches, recompute=recompute)
     digest_of_base = digest(base)
     identity = _identity(contents, digest_of_base, method, training, data)
-    trained = method.trained(method.apply(base, None))
     state = None
     if resume:
         state = load_checkpoint(partial_folder(out) / CHECKPOINT, identity, start(trained, training))

@@ -76,6 +76,8 @@ class LoraConfig(Method):
     ranks: Mapping[str, int] = field(default_factory=dict)
     alphas: Mapping[str, float] = field(default_factory=dict)
 
+    grows_by = "rank"
+
     def __post_init__(self) -> None:
         for rank in (self.rank, *self.ranks.values()):
             whole("rank", rank)
@@ -115,7 +117,11 @@ class LoraConfig(Method):
         sizes = self._sizes(config)
         adapted = sum(d_out for path, (_, _, d_out) in sizes.items() if path not in ("tokens", "head"))
         biases = {"none": 0, "lora_only": adapted, "all": bias_count(config)}
-        return sum(rank * (d_in + d_out) for rank, d_in, d_out in sizes.values()) + biases[self.bias]
+        return sum(self.numbers_of_one(*size) for size in sizes.values()) + biases[self.bias]
+
+    def numbers_of_one(self, rank: int, d_in: int, d_out: int) -> int:
+        """What it trains beside one map: A and B."""
+        return rank * (d_in + d_out)
 
     def multiply_adds(self, config: TransformerConfig) -> int:
         r"""The same sum (C6), but a token reads one column of A, at r·d; a tied head multiplies by the same A and B."""
@@ -140,8 +146,8 @@ class LoraConfig(Method):
         is_table = isinstance(module, Embedding)
         d_out, d_in = module.W.shape[::-1] if is_table else module.W.shape
         check_rank(rank, d_in, d_out, path)
-        if rng is not None and rank * (d_in + d_out) > d_in * d_out:
-            more = f"{rank * (d_in + d_out)} numbers, more than the {d_in * d_out} of the matrix"
+        if rng is not None and (trained := self.numbers_of_one(rank, d_in, d_out)) > d_in * d_out:
+            more = f"{trained} numbers, more than the {d_in * d_out} of the matrix"
             warnings.warn(f"{path}: rank {rank} trains {more}", stacklevel=4)
         dtype, xp = module.W.dtype, array_module(module.W)
         A, B = blank((rank, d_in), dtype), blank((d_out, rank), dtype)

@@ -25,16 +25,22 @@ class Method:
                            rng nothing is drawn: for a skeleton, or where the new arrays will be replaced
     trained(model)         of an applied model, what is trained, by path
     numbers(config)        how many numbers that is, in closed form
+    in_file(config)        how many numbers its file holds: those, unless it is stored as another method
     given(prompt, config)  the token ids of a prompt as the adapted model is to read them
     positions              how many places of the context the method takes for itself
-    multiply_adds(config)  how many multiply-adds a token costs more, as the adapted model is used
-    depth                  how many matrix products one block gets longer by, one after another
+    multiply_adds(config)  how many multiply-adds a token costs more while the method stands beside the model; what is
+                           made once a call, whatever the number of its tokens, is not among them
+    depth                  how many matrix products one block gets longer by, one after another, as the adapted model
+                           is served: what can be merged is, and adds none
+    grows_by, step         the setting that makes it larger, and in what steps; None where there is but one size
     rates                  {pattern: factor} of the learning rate, for what shall learn at another pace
     stored(model)          the adapted model and the method as which they are saved, if not as themselves
     """
 
     positions: ClassVar[int] = 0
     depth: ClassVar[int] = 0
+    grows_by: ClassVar[str | None] = None
+    step: ClassVar[int] = 1
     rates: ClassVar[Mapping[str, float]] = {}
 
     def apply(self, model: Any, rng: np.random.Generator | None) -> Any:
@@ -45,6 +51,9 @@ class Method:
 
     def numbers(self, config: TransformerConfig) -> int:
         raise NotImplementedError
+
+    def in_file(self, config: TransformerConfig) -> int:
+        return self.numbers(config)
 
     def given(self, prompt: Array, config: TransformerConfig) -> Array:
         return prompt

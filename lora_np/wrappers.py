@@ -76,12 +76,29 @@ def merge(model: Model) -> Model:
     if not found:
         raise ValueError("nothing to merge: the model carries no adapter (is it merged already?)")
     if not any(hasattr(wrapper, "merged") for wrapper in found.values()):
-        path, wrapper = next(iter(found.items()))
-        raise ValueError(
-            f"{path} carries a {type(wrapper).__name__}, which no plain module equals: it cannot be merged, so keep it "
-            "beside its base"
-        )
+        raise _unmergeable(found)
     return _rebuilt(model, _merged)
+
+
+def merge_whole(model: Model) -> Model:
+    """The plain model that this one merges to; raises ValueError, as `merge` does, and where anything would be left."""
+    merged = merge(model)
+    if left := wrappers(merged):
+        raise _unmergeable(left)
+    return merged
+
+
+def can_be_merged(model: Any) -> bool:
+    """Is there a plain model that computes the same? So it is for one that carries no wrapper."""
+    return all(hasattr(wrapper, "merged") for wrapper in wrappers(model).values())
+
+
+def _unmergeable(found: dict[str, Any]) -> ValueError:
+    path, wrapper = next(iter(found.items()))
+    return ValueError(
+        f"{path} carries {type(wrapper).__name__}, which no plain module equals: it cannot be merged, so keep the "
+        "adapter beside its base"
+    )
 
 
 def _merged(wrapper: Any, base: Any) -> Any:

@@ -26,8 +26,8 @@ FUNCTIONS = frozenset(
 )
 OPERATORS = frozenset(("add", "greater", "multiply", "subtract"))
 ELEMENTWISE = FUNCTIONS | OPERATORS
-CREATION = frozenset(("empty", "empty_like", "full", "ones_like", "zeros", "zeros_like", "arange", "asarray"))
-OTHERS = frozenset(("ascontiguousarray", "matmul", "take_along_axis", "transpose", "triu", "vdot"))
+CREATION = frozenset(("empty", "empty_like", "full", "ones", "ones_like", "zeros", "zeros_like", "arange", "asarray"))
+OTHERS = frozenset(("ascontiguousarray", "concatenate", "matmul", "take_along_axis", "transpose", "triu", "vdot"))
 WITHOUT_LAUNCH = frozenset(
     ("asnumpy", "cuda", "finfo", "float64", "fuse", "get_default_memory_pool", "is_available", "ndarray")
 )
@@ -255,7 +255,13 @@ for _symbol, _name in (
     setattr(StrictArray, f"__{_symbol}__", _operator(_name))
     setattr(StrictArray, f"__r{_symbol}__", _operator(_name, swapped=True))
     setattr(StrictArray, f"__i{_symbol}__", _operator(_name, in_place=True))
-for _symbol, _name in (("eq", "equal"), ("ne", "not_equal"), ("gt", "greater"), ("lt", "less")):
+for _symbol, _name in (
+    ("eq", "equal"),
+    ("ne", "not_equal"),
+    ("gt", "greater"),
+    ("ge", "greater_equal"),
+    ("lt", "less"),
+):
     setattr(StrictArray, f"__{_symbol}__", _operator(_name))
 StrictArray.__neg__ = lambda self: _called("negative", self)  # type: ignore[attr-defined]
 StrictArray.__abs__ = lambda self: _called("absolute", self)  # type: ignore[attr-defined]
@@ -295,7 +301,9 @@ def _called(name: str, *arguments: Any, **settings: Any) -> Any:
 def _raw(value: Any, name: str = "") -> Any:
     if type(value) is StrictArray:
         return value._a
-    compares_number = name in ("equal", "not_equal", "greater", "less") and getattr(value, "ndim", 1) == 0
+    compares_number = (
+        name in ("equal", "not_equal", "greater", "greater_equal", "less") and getattr(value, "ndim", 1) == 0
+    )
     if isinstance(value, SCALARS) or compares_number:
         return value
     raise TypeError(f"Unsupported type {type(value)}")
@@ -428,6 +436,9 @@ class StrictModule:
     def _zeros(self, shape: Any, dtype: Any = float) -> StrictArray:
         return _launched(np.zeros(shape, dtype))
 
+    def _ones(self, shape: Any, dtype: Any = float) -> StrictArray:
+        return _launched(np.ones(shape, dtype))
+
     def _zeros_like(self, x: Any, dtype: Any = None) -> StrictArray:
         return _launched(np.zeros_like(_raw(x), dtype))
 
@@ -459,6 +470,9 @@ class StrictModule:
 
     def _matmul(self, *arguments: Any, **settings: Any) -> Any:
         return _called("matmul", *arguments, **settings)
+
+    def _concatenate(self, arrays: Any, axis: int = 0) -> StrictArray:
+        return _launched(np.concatenate([_raw(array) for array in arrays], axis))
 
     def _transpose(self, x: Any, axes: Any = None) -> StrictArray:
         return x.transpose(axes)

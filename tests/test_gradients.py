@@ -39,7 +39,20 @@ from lora_np.parameters import parameters
 SQUARE, OBLONG = 13, 9
 
 # What is differentiated by nobody: integers, settings, masks.
-SETTINGS = {"tokens", "targets", "weights", "heads", "causal", "mask", "scaling", "eps", "cos", "sin", "wanted"}
+SETTINGS = {
+    "tokens",
+    "targets",
+    "weights",
+    "heads",
+    "causal",
+    "mask",
+    "scaling",
+    "eps",
+    "cos",
+    "sin",
+    "first",
+    "wanted",
+}
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -463,6 +476,60 @@ BACKWARD = {
     "a mean in place of the sum, backwards only": backward_fault(
         "cross_entropy", "logits", scaled("logits", lambda s: 1 / s[2].size)
     ),
+}
+
+
+def frozen_lengths(g: Gradients, saved: Any, dy: Any) -> Gradients:
+    """DoRA without (R6): as if the lengths of the rows of V were constants."""
+    X, _, A, B, m, n, _, scaling, _ = saved
+    dV = (rows(dy) * (m / n)).T @ X
+    return {"W": dV, "A": scaling * (B.T @ dV), "B": scaling * (dV @ A.T)}
+
+
+def last_of_each_special(g: Gradients, saved: Any, dy: Any) -> Gradients:
+    special, which, shape = saved
+    dS = np.zeros(shape)
+    for place in zip(*np.nonzero(special[..., 0]), strict=True):
+        dS[which[place]] = dy[place]
+    return {"S": dS}
+
+
+def kronecker_exchanged(A: Any, S: Any, T: Any, /, *, wanted: Any) -> Any:
+    """(S T) ⊗ A in place of A ⊗ (S T)."""
+    W, saved = operations.kronecker.forward(A, S, T, wanted=wanted)
+    n, a, b = saved[3].shape
+    return W.reshape(n, a, n, b).transpose(1, 0, 3, 2).reshape(W.shape), saved
+
+
+def kronecker_exchanged_backward(saved: Any, dW: Any, wanted: Any) -> list[Any]:
+    n, a, b = saved[3].shape
+    back = dW.reshape(a, n, b, n).transpose(1, 0, 3, 2).reshape(dW.shape)
+    return list(operations.kronecker.backward(saved, back, wanted))
+
+
+CONSISTENT["the two factors of a Kronecker product exchanged"] = Fault(
+    "kronecker", "AST", operation(kronecker_exchanged, kronecker_exchanged_backward)
+)
+# Of the operations that other methods than LoRA need.
+BACKWARD |= {
+    "lengths of rows that are taken for constants": backward_fault("dora_linear", "WAB", frozen_lengths),
+    "a length that is not divided by": backward_fault("dora_linear", "m", lambda g, s, dy: {"m": g["m"] * s[5]}),
+    "a lost scaling in dA of DoRA": backward_fault("dora_linear", "A", scaled("A", lambda s: 1 / s[7])),
+    "a Kronecker factor transposed": backward_fault("kronecker", "A", lambda g, s, dy: {"A": g["A"].swapaxes(1, 2)}),
+    "one term of a Kronecker sum forgotten": backward_fault(
+        "kronecker", "S", lambda g, s, dy: {"S": g["S"] * (np.arange(len(s[0])) > 0)[:, None, None]}
+    ),
+    "a row that was replaced and still moves": backward_fault("replaced_rows", "h", lambda g, s, dy: {"h": dy}),
+    "a special token that stands twice, counted once": backward_fault("replaced_rows", "S", last_of_each_special),
+    "special tokens off by one": saved_fault("replaced_rows", "S", lambda s: (s[0], (s[1] + 1) % s[2][0], s[2])),
+    "a prefix moved by one sequence alone": backward_fault("prepended", "P", lambda g, s, dy: {"P": dy[0, :s]}),
+    "a prefix one row too long, backwards only": backward_fault(
+        "prepended", "k", lambda g, s, dy: {"k": np.roll(g["k"], 1, axis=1)}
+    ),
+    "a factor that is not summed over its row": backward_fault(
+        "scaled_rows", "v", lambda g, s, dy: {"v": dy[:, 0] * s[0][:, 0]}
+    ),
+    "a factor forgotten backwards": backward_fault("scaled_rows", "M", lambda g, s, dy: {"M": dy}),
 }
 FAULTS = CONSISTENT | BACKWARD
 

@@ -256,6 +256,76 @@ def textbook_pool(h: Any, weights: Any) -> Any:
     return anp.sum(weights[..., None] * h, axis=1, keepdims=True)
 
 
+@st.composite
+def dora_linear_case(draw: st.DrawFn) -> Case:
+    plain = draw(lora_linear_case())
+    arguments = {**plain.arguments, "m": generators(draw).standard_normal(len(plain.arguments["W"])) + 2.0}
+    scaling, _ = arguments.pop("scaling"), arguments.pop("mask")
+    arrays = (*plain.arrays, "m")
+    return Case(operations.dora_linear, textbook_dora_linear, {**arguments, "scaling": scaling}, arrays, plain.dy)
+
+
+def textbook_dora_linear(x: Any, W: Any, b: Any, A: Any, B: Any, m: Any, scaling: float) -> Any:
+    p = {"map.W": W, "map.A": A, "map.B": B, "map.m": m} | ({} if b is None else {"map.b": b})
+    return textbook.linear(p, "map", x, {"map": scaling})
+
+
+@st.composite
+def kronecker_case(draw: st.DrawFn) -> Case:
+    size = st.integers(1, 4)
+    rng, n, rank, a, b = generators(draw), draw(size), draw(size), draw(size), draw(size)
+    shapes = {"A": (n, n, n), "S": (n, a, rank), "T": (n, rank, b)}
+    arguments = {name: rng.standard_normal(shape) for name, shape in shapes.items()}
+    return Case(
+        operations.kronecker, textbook_kronecker, arguments, ("A", "S", "T"), rng.standard_normal((n * a, n * b))
+    )
+
+
+def textbook_kronecker(A: Any, S: Any, T: Any) -> Any:
+    return textbook.whole({"map.A": A, "map.S": S, "map.T": T}, "map")
+
+
+@st.composite
+def replaced_rows_case(draw: st.DrawFn) -> Case:
+    """Words and special tokens at random: one of either may stand nowhere, or at several places."""
+    rng, lead, special, d = generators(draw), draw(leading.filter(bool)), draw(st.integers(1, 4)), draw(width)
+    first = draw(st.integers(1, 5))
+    arguments = {
+        "h": rng.standard_normal((*lead, d)),
+        "S": rng.standard_normal((special, d)),
+        "tokens": rng.integers(0, first + special, lead),
+        "first": first,
+    }
+    dy = rng.standard_normal((*lead, d))
+    return Case(operations.replaced_rows, textbook_replaced_rows, arguments, ("h", "S"), dy)
+
+
+def textbook_replaced_rows(h: Any, S: Any, tokens: Any, first: int) -> Any:
+    return textbook.special_rows({"tokens.W": np.zeros((first, 1)), "map.special": S}, "map", tokens, h)
+
+
+@st.composite
+def prepended_case(draw: st.DrawFn) -> Case:
+    size = st.integers(1, 5)
+    rng, batch, length, n, w = generators(draw), draw(size), draw(size), draw(size), draw(size)
+    arguments = {"P": rng.standard_normal((length, w)), "k": rng.standard_normal((batch, n, w))}
+    dy = rng.standard_normal((batch, length + n, w))
+    return Case(operations.prepended, textbook_prepended, arguments, ("P", "k"), dy)
+
+
+def textbook_prepended(P: Any, k: Any) -> Any:
+    visible = np.ones((1, 1, 1, k.shape[1]), bool)
+    return textbook.prefixed({"map.keys": P, "map.values": P}, "map", k, k, visible)[0]
+
+
+@st.composite
+def scaled_rows_case(draw: st.DrawFn) -> Case:
+    rng, n, d = generators(draw), draw(width), draw(width)
+    arguments = {"M": rng.standard_normal((n, d)), "v": rng.standard_normal(n)}
+    dy = rng.standard_normal((n, d))
+    return Case(operations.scaled_rows, lambda M, v: v[:, None] * M, arguments, ("M", "v"), dy)
+
+
 CASES = {
     "linear": linear_case(),
     "lora_linear": lora_linear_case(),
@@ -271,6 +341,11 @@ CASES = {
     "gelu_exact": gelu_exact_case(),
     "tanh": tanh_case(),
     "pool": pool_case(),
+    "dora_linear": dora_linear_case(),
+    "kronecker": kronecker_case(),
+    "replaced_rows": replaced_rows_case(),
+    "prepended": prepended_case(),
+    "scaled_rows": scaled_rows_case(),
 }
 every_operation = pytest.mark.parametrize("name", CASES)
 
@@ -367,6 +442,9 @@ def test_no_result_depends_on_uninitialised_memory(name: str, data: st.DataObjec
         poisoned, poisoned_gradient = value_and_grad(case.loss(case.ours))(case.point)
     assert value == poisoned
     assert all(np.array_equal(gradient[n], poisoned_gradient[n]) for n in case.arrays)
+
+
+FILES = ("activation", "attention", "dora", "embedding", "head", "linear", "loss", "normalization", "rows")
 
 
 class FullOfNaN:

@@ -66,13 +66,12 @@ def merge(adapter: AdapterFolder, out: Out, base: Base = None, overwrite: Overwr
     """
     from ..files import BASE, MODEL, load_adapter, load_model, save_model
     from ..folders import check_free
-    from ..wrappers import merge as merged
-    from ..wrappers import wrappers
+    from ..wrappers import merge_whole, wrappers
 
     check_free(out, MODEL, overwrite=overwrite, inputs=(adapter, base or BASE))
     model, _ = load_adapter(adapter, load_model(base))
     found = wrappers(model)
-    save_model(out, merged(model) if found else model, overwrite=overwrite)
+    save_model(out, merge_whole(model) if found else model, overwrite=overwrite)
     say(f"merged {len(found)} adapted maps into {out}; lora-np verify {adapter} {out} checks them")
     return 0
 
@@ -126,24 +125,40 @@ def params(
     settings: Settings = None,
     rank: Rank = None,
     targets: Targets = None,
+    compare: Annotated[bool, typer.Option("--compare", help="Every method side by side, at one budget.")] = False,
+    budget: Annotated[
+        int | None, typer.Option(help="With --compare: the most numbers to train; those of LoRA r=4 qv when left out.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="With --compare: draw it as well, to FILE.svg or FILE.png.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a picture that exists at --out.")] = False,
     as_json: AsJson = False,
 ) -> int:
     """What a method trains, stores and adds, from closed forms; no model is allocated.
 
-    Example: lora-np params gpt3 --rank 4 --targets qv
+    Examples: lora-np params gpt3 --rank 4 --targets qv; lora-np params gpt2-medium --compare --out methods.svg
     """
     from dataclasses import asdict
 
     from ..costs import bill, named_shape
+    from .comparing import compared
 
+    if compare:
+        if settings or rank is not None or targets is not None:
+            raise ValueError(
+                "--compare chooses the settings of every method itself: leave out --set, --rank, --targets"
+            )
+        return compared(model, budget, out, overwrite=overwrite, as_json=as_json)
+    if budget is not None or out is not None:
+        raise ValueError("--budget and --out belong to --compare: add it, or leave them out")
     chosen = chosen_method(method, settings, {"rank": rank, "targets": targets})
     report = bill(named_shape(model), chosen)
     if as_json:
         say(json.dumps(asdict(report), indent=2))
-        return 0
+        return 0 if report.holds else 1
     rows = [
         ("parameters", f"{report.parameters:,}"),
-        ("trained", f"{report.trained:,}"),
+        ("trained, by the closed form", f"{report.trained:,}"),
+        ("trained, counted on a model without numbers", f"{report.counted:,}"),
         ("share of the whole", f"{report.share:.5%}"),
         *((f"adapter file, {dtype}", in_bytes(n)) for dtype, n in report.adapter_bytes.items()),
         ("Adam's moments, all trained", in_bytes(report.optimizer_bytes_full)),
@@ -151,7 +166,8 @@ def params(
         ("multiply-adds of a token, the base", f"{report.forward:,}"),
         ("more of them beside the base", f"{report.added:,}"),
         ("a block gets longer by", f"{report.depth} products, one after another"),
-        ("context left to the text", f"{report.context:,}"),
+        ("context left to the text", f"{report.context:,} of {report.full_context:,}"),
+        ("can be merged", "yes" if report.merged else "no"),
     ]
     table(f"{model}, {chosen}", ("quantity", "value"), rows)
-    return 0
+    return 0 if report.holds else 1

@@ -109,7 +109,9 @@ def _read(text: str, kind: Any, key: str) -> Any:
         except ValueError:
             raise ValueError(f"{key} must be a {'whole ' * (kind is int)}number, got {text!r}") from None
     if get_origin(kind) is Mapping:
-        pairs = [part.rpartition(":") for part in text.split(",")]
+        pairs = [part.strip().rpartition(":") for part in text.split(",")]
+        if not all(pattern for pattern, _, _ in pairs):
+            raise ValueError(f"{key} takes PATTERN:VALUE with commas between, got {text!r}")
         return {pattern: _read(value, get_args(kind)[1], key) for pattern, _, value in pairs}
     return named_targets(text) if key == "targets" else text
 

@@ -42,8 +42,11 @@ METHODS: dict[str, type[Method]] = {
 }
 
 
-def adapt(model: Any, method: Method, rng: np.random.Generator) -> Any:
-    """The model as this method starts on it, `model` untouched. Raises ValueError for one that is adapted already."""
+def adapt(model: Any, method: Method, rng: np.random.Generator | None) -> Any:
+    """The model as this method starts on it, `model` untouched; without rng its shapes.
+
+    Raises ValueError for one that is adapted already.
+    """
     if found := wrappers(model):
         path, wrapper = next(iter(found.items()))
         raise ValueError(
@@ -65,8 +68,8 @@ def method_named(name: str, settings: Mapping[str, Any]) -> Method:
     known = [field.name for field in fields(METHODS[name])]  # type: ignore[arg-type]
     for setting in settings:
         if setting not in known:
-            able = nearest_first(setting, known) if known else "none: it takes no settings"
-            raise ValueError(f"a setting of {name} must be one of {able}; got {setting!r}")
+            able = f"one of {nearest_first(setting, known)}" if known else "left out: it has none"
+            raise ValueError(f"a setting of {name} must be {able}; got {setting!r}")
     return METHODS[name](**settings)
 
 

@@ -73,12 +73,18 @@ class KroneckerLinear:
 
 @dataclass(frozen=True)
 class _Bottlenecks(Method):
-    """What the four have in common: where adapters stand, and how many numbers they have."""
+    """What the four have in common: where adapters stand, and how many numbers they have.
+
+    rank     r, at most d_model: a wider one would be no bottleneck
+    dropped  how many of the first blocks have no adapter
+    """
 
     places: ClassVar[tuple[str, ...]]  # the modules of a block that an adapter follows; "" is the block itself
 
     rank: int = 8
     dropped: int = 0
+
+    grows_by = "rank"
 
     def __post_init__(self) -> None:
         whole("rank", self.rank)
@@ -116,6 +122,10 @@ class _Bottlenecks(Method):
         return len(self._layers(config)) * len(self.places) * 2 * config.d_model * self.rank
 
     def _layers(self, config: TransformerConfig) -> range:
+        if self.rank > config.d_model:
+            raise ValueError(
+                f"rank must lie in 1..d_model = 1..{config.d_model}: wider is no bottleneck, got {self.rank}"
+            )
         if self.dropped >= config.layers:
             raise ValueError(f"dropped must leave one of the {config.layers} blocks an adapter, got {self.dropped}")
         return range(self.dropped, config.layers)
@@ -163,6 +173,10 @@ class Compacter(_Bottlenecks):
     n: int = 4
 
     places = ("attention", "mlp")
+
+    @property
+    def step(self) -> int:  # type: ignore[override]
+        return self.n
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -110,6 +110,8 @@ class _Prefix(Method):
     prefix: int = 8
     infix: int = 0
 
+    grows_by = "prefix"
+
     def __post_init__(self) -> None:
         whole("prefix", self.prefix, least=0)
         whole("infix", self.infix, least=0)
@@ -182,6 +184,8 @@ class PrefixKeysValues(Method):
 
     length: int = 8
 
+    grows_by = "length"
+
     def __post_init__(self) -> None:
         whole("length", self.length)
 
@@ -221,6 +225,8 @@ class _LoraPrefix(_Prefix):
     rank: int = 4
     alpha: float = 8.0
     targets: str | tuple[str, ...] = "qv"
+
+    grows_by = "rank"
 
     def __post_init__(self) -> None:
         super().__post_init__()

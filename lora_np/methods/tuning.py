@@ -45,6 +45,8 @@ class Top(_Selection):
 
     blocks: int = 2
 
+    grows_by = "blocks"
+
     def __post_init__(self) -> None:
         whole("blocks", self.blocks)
 

@@ -74,8 +74,13 @@ class DoRA(LoraConfig):
     def trained(self, model: Any) -> Arrays:
         return parameters(model, "*.A", "*.B", "*.m", *BIASES[self.bias])
 
-    def numbers(self, config: TransformerConfig) -> int:
-        return super().numbers(config) + sum(d_out for _, _, d_out in self._sizes(config).values())
+    def numbers_of_one(self, rank: int, d_in: int, d_out: int) -> int:
+        """A, B and m."""
+        return rank * (d_in + d_out) + d_out
+
+    def multiply_adds(self, config: TransformerConfig) -> int:
+        """A token meets V in the place of W0. V is made once a call: r d_in d_out for every adapted map."""
+        return 0
 
 
 @dataclass(frozen=True)
@@ -133,13 +138,15 @@ class VeRA(LoraConfig):
     def trained(self, model: Any) -> Arrays:
         return parameters(model, "*.scale_d", "*.scale_b", *BIASES[self.bias])
 
-    def numbers(self, config: TransformerConfig) -> int:
-        sizes = self._sizes(config).values()
-        return super().numbers(config) - sum(rank * (d_in + d_out) - rank - d_out for rank, d_in, d_out in sizes)
+    def numbers_of_one(self, rank: int, d_in: int, d_out: int) -> int:
+        """The two vectors."""
+        return rank + d_out
 
     def _shared(self, module: LoraLinear) -> VeraLinear:
         rank, (d_out, d_in) = len(module.A), module.base.W.shape
         like, xp = module.base.W.dtype, array_module(module.base.W)
+        if is_blank(module.base.W):
+            return VeraLinear(module.base, module.A, module.B, blank((rank,), like), blank((d_out,), like))
         A, B = map(xp.asarray, _projections(self.projection_seed, rank, d_in, d_out, like))
         return VeraLinear(module.base, A, B, xp.full(rank, self.d_initial, like), xp.zeros(d_out, like))
 
@@ -178,22 +185,29 @@ class PissaLinear:
 @dataclass(frozen=True)
 class PiSSA(LoraConfig):
     r"""LoRA that starts as the r largest singular parts of W0: $s\,B_0A_0 = \sum_{i\le r}\sigma_i u_i v_i^T$, in equal
-    shares. Stored as LoRA of rank 2r beside the untouched base, so that no other file is needed."""
+    shares. Stored as LoRA of rank 2r beside the untouched base, so that no other file is needed: 2r must be a rank that
+    each map can have."""
 
     def apply(self, model: Any, rng: np.random.Generator | None) -> Any:
+        self._as_stored()._sizes(model.config)
         return _exchanged(super().apply(model, None), self, _shapes_of_pissa if rng is None else _started_pissa)
 
     def numbers(self, config: TransformerConfig) -> int:
-        replace(self, rank=2 * self.rank)._sizes(config)  # raises where LoRA of rank 2r could not be
+        self._as_stored()._sizes(config)
         return super().numbers(config)
 
+    def in_file(self, config: TransformerConfig) -> int:
+        return self._as_stored().numbers(config)
+
     def stored(self, model: Any) -> tuple[Any, LoraConfig]:
+        found = {path: node.as_lora() for path, node in wrappers(model).items() if isinstance(node, PissaLinear)}
+        return with_modules(model, found), self._as_stored()
+
+    def _as_stored(self) -> LoraConfig:
         twice = {pattern: 2 * rank for pattern, rank in self.ranks.items()}
         alphas = {pattern: self._doubled(alpha) for pattern, alpha in self.alphas.items()}
-        settings = {name: getattr(self, name) for name in LoraConfig.__dataclass_fields__}
         new = {"rank": 2 * self.rank, "alpha": self._doubled(self.alpha), "ranks": twice, "alphas": alphas}
-        found = {path: node.as_lora() for path, node in wrappers(model).items() if isinstance(node, PissaLinear)}
-        return with_modules(model, found), LoraConfig(**{**settings, **new})
+        return replace(_plain_lora(self), **new)  # type: ignore[arg-type]
 
     def _doubled(self, alpha: float) -> float:
         """The α with which rank 2r has the scaling of rank r."""
@@ -223,11 +237,20 @@ class LoraFA(LoraConfig):
     def trained(self, model: Any) -> Arrays:
         return parameters(model, "*.B", *BIASES[self.bias])
 
-    def numbers(self, config: TransformerConfig) -> int:
-        return super().numbers(config) - sum(rank * d_in for rank, d_in, _ in self._sizes(config).values())
+    def numbers_of_one(self, rank: int, d_in: int, d_out: int) -> int:
+        """B."""
+        return rank * d_out
+
+    def in_file(self, config: TransformerConfig) -> int:
+        return _plain_lora(self).numbers(config)
 
     def stored(self, model: Any) -> tuple[Any, LoraConfig]:
-        return model, LoraConfig(**{name: getattr(self, name) for name in LoraConfig.__dataclass_fields__})
+        return model, _plain_lora(self)
+
+
+def _plain_lora(method: LoraConfig) -> LoraConfig:
+    """LoRA with the settings that this relative shares with it."""
+    return LoraConfig(**{name: getattr(method, name) for name in LoraConfig.__dataclass_fields__})
 
 
 def _exchanged(model: Any, method: LoraConfig, exchange: Callable[[LoraLinear], Any]) -> Any:

@@ -62,6 +62,11 @@ def generate(n: int, rng: np.random.Generator) -> list[Example]:
     return [_draw(rng) for _ in range(n)]
 
 
+def as_tsv(examples: Sequence[Example]) -> str:
+    """The examples as the lines of a TSV file, prompt and reference, as `lora-np adapt` reads them."""
+    return "".join(f"{example.prompt}\t{example.reference}\n" for example in examples)
+
+
 def _draw(rng: np.random.Generator) -> Example:
     choices: tuple[Sequence[object], ...] = (OBJECTS, MATERIALS, TOWNS, YEARS)  # in the order of FIELDS
     facts = {name: str(values[int(rng.integers(len(values)))]) for name, values in zip(FIELDS, choices, strict=True)}
