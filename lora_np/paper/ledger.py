@@ -248,42 +248,33 @@ def _placement_and_rank() -> Iterable[Entry]:
 
 
 def _subspaces() -> Iterable[Entry]:
-    d = MODELS["gpt3"].d_model
-    for rank, (own, top, drawn, size) in NORMS.items():
-        draw = "The expected size; what is printed is one draw." if rank == 64 else ""
+    d, W, place = MODELS["gpt3"].d_model, NORM_OF_W, "Table 7"
+    one_draw = "The expected size; what is printed is one draw."
+    by_chance = "Of an update as large in random directions: more than the factor of the trained one."
+    for r, (_, top, drawn, update) in NORMS.items():
+        note = one_draw if r == 64 else ""
+        yield plain(place, f"random directions, r = {r}", drawn, "r / d · W", _random, note, r=r, d=d, W=W)
         yield plain(
-            "Table 7",
-            f"random directions, r = {rank}",
-            drawn,
-            "r / d · W",
-            lambda r, d, W: Fraction(r, d) * W,
-            draw,
-            r=rank,
-            d=d,
-            W=NORM_OF_W,
+            place, f"energy of W in its top {r}", None, "a · a / (W · W)", lambda a, W: (a / W) ** 2, a=top, W=W
         )
-        text = "21.5×" if rank == 4 else "2×"
-        place = "Section 7.3" if rank == 4 else "Section H.4"
-        note = CUT if rank == 4 else ""
-        yield plain(place, f"amplification, r = {rank}", text, "a / b", _over, note, a=size, b=own)
+        row, factor = f"amplification by chance, r = {r}", "D / (r / d · W)"
         yield plain(
-            "Table 7",
-            f"energy of W in its top {rank}",
-            None,
-            "a · a / (W · W)",
-            lambda a, W: a**2 / W**2,
-            a=top,
-            W=NORM_OF_W,
+            place, row, None, factor, lambda D, r, d, W: D / _random(r, d, W), by_chance, D=update, r=r, d=d, W=W
         )
-    a, b = NORMS[4][3], NORMS[4][0]
-    yield plain("Section H.4", "amplification, r = 4", "20×", "a / b", _over, rough=True, a=a, b=b)
-    chance = "What two subspaces drawn at random share; see lora_np.paper.subspaces."
-    for place, row, j in (
-        ("Figure 3", "chance level of φ(A₈, A₆₄) at j = 64", 64),
-        ("Figure 4", "chance level of φ(A₆₄, A₆₄) at i = j = 64", 64),
-        ("Figure 8", "chance level of φ(W, ΔW) at the top 10%", 1229),
+    for where, r, text, rough in (
+        ("Section 7.3", 4, "21.5×", False),
+        ("Section H.4", 4, "20×", True),
+        ("Section H.4", 64, "2×", True),
     ):
-        yield plain(place, row, None, "a / b", _over, chance, a=j, b=d)
+        own, _, _, update = NORMS[r]
+        note = CUT if text == "21.5×" else ""
+        yield plain(where, f"amplification, r = {r}", text, "a / b", _over, note, rough=rough, a=update, b=own)
+    for where, row, j, note in (
+        ("Figure 3", "chance level of φ(A₈, A₆₄) at j = 64", 64, ""),
+        ("Figure 4", "chance level of φ(A₆₄, A₆₄) at i = j = 64", 64, ""),
+        ("Figure 8", "chance level of φ(W, ΔW) at the top 10%", 1229, "It varies by 0.002: 0.2 is far above it."),
+    ):
+        yield plain(where, row, None, "a / b", _over, note, a=j, b=d)
 
 
 def _training() -> Iterable[Entry]:
@@ -341,6 +332,11 @@ def _lora(place: str, rank: int, matrices: str, printed: str | None, note: str =
 
 def _over(a: Number, b: Number) -> Fraction:
     return Fraction(a) / Fraction(b)
+
+
+def _random(r: int, d: int, W: Fraction) -> Fraction:
+    """What r random directions on either side see of a (d, d) weight of this norm; see `paper.updates`, (S5)."""
+    return Fraction(r, d) * W
 
 
 def _half(N: int) -> int:
