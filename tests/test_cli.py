@@ -33,7 +33,7 @@ MAIN = "from lora_np.cli import main; main()"
 PROGRESS = re.compile(r"(step|case|adapter|rank) \d+(/\d+)?(: |$)")
 PAIRS = "".join(f"question {i}\tanswer {i % 3} to it\n" for i in range(20))
 SHORT = ["--steps", "6", "--batch-size", "4"]
-COMMANDS = ("adapt", "generate", "gradcheck", "merge", "verify", "params", "study", "bench")
+COMMANDS = ("adapt", "generate", "gradcheck", "merge", "verify", "params", "study", "bench", "ledger")
 
 
 def command(
@@ -641,7 +641,7 @@ def example(name: str) -> list[str]:
 
 def test_the_examples_of_the_help_run_one_after_another(tmp_path: Path) -> None:
     (tmp_path / "pairs.tsv").write_text("".join(f"{i}\t{i % 3}\n" for i in range(9)))
-    for name in ("adapt", "merge", "verify", "generate", "params"):
+    for name in ("adapt", "merge", "verify", "generate", "params", "ledger"):
         few_steps = ["--steps", 8] if name == "adapt" else []
         done(*example(name), *few_steps, cwd=tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"pairs.tsv", "my-adapter", "my-model"}
