@@ -29,6 +29,7 @@ from .method import Method, whole
 from .methods import adapt, name_of
 from .methods.tuning import Full
 from .model import Transformer
+from .names import matching
 from .optimization import TrainingConfig, TrainingState, start
 from .parameters import count, with_parameters
 from .reading import Contents, read_once
@@ -230,6 +231,7 @@ def adapt_to_file(
     path, out = Path(path), Path(out)
     check_free(out, ADAPTER, overwrite=overwrite, resume=resume, inputs=(path,))
     trained = method.trained(adapt(base, method, None))  # raises where the base cannot be adapted by these settings
+    matching(trained, training.rates)  # and for a rate of nothing
     contents = read_once(path)
     train, held_out, plain = read_file(contents, data, base, method, tokenizer)
     batches = train.batches  # before memory is predicted: a batch size may be none
