@@ -34,9 +34,8 @@ from .model import Transformer, initialize, language_model_loss
 from .optimization import TrainingConfig, start
 from .parameters import count, parameters, with_parameters
 from .training import evaluate, fit, model_loss
+from .version import __version__
 from .wrappers import merge
-
-__version__ = "0.1.0"
 
 __all__ = [
     "METHODS",
@@ -45,6 +44,7 @@ __all__ = [
     "TrainingConfig",
     "Transformer",
     "TransformerConfig",
+    "__version__",
     "adapt",
     "certify",
     "count",

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .reading import read_json
+from .version import __version__
 from .writing import LEFT, write_json
 
 MARK = ".lora_np.json"
@@ -79,15 +80,11 @@ def read_mark(folder: Path) -> Mark | None:
 
 def write_mark(folder: Path, kind: Kind) -> None:
     """Say that this kind of thing is being written here."""
-    from . import __version__
-
     write_json(folder / MARK, {"written_by": f"lora_np {__version__}", **asdict(Mark(kind, finished=False))})
 
 
 def finish_mark(folder: Path, kind: Kind) -> None:
     """Say that it is finished, and which files it came to."""
-    from . import __version__
-
     named = replace(kind, files=tuple(name for name in ours(folder, kind.files) if name != MARK))
     write_json(folder / MARK, {"written_by": f"lora_np {__version__}", **asdict(Mark(named, finished=True))})
 

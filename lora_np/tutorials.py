@@ -1,15 +1,13 @@
-r"""The tutorials beside the code: copying the notebooks out, and showing a figure in one.
+r"""The tutorials beside the code: copying the notebooks out.
 
 Installed, the notebooks lie in `lora_np/notebooks`; in a clone of the repository they are `tutorials/` itself.
 """
 
 from __future__ import annotations
 
-import io
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 PACKAGE = Path(__file__).parent
 PLACES = (PACKAGE / "notebooks", PACKAGE.parent / "tutorials")
@@ -45,22 +43,6 @@ def copy_tutorials(folder: str | Path) -> list[Path]:
                 place.rmdir()
         raise
     return written
-
-
-def show(figure: Any, dots: int = 110) -> Any:
-    """The figure as a PNG for the output of a notebook cell, at `dots` an inch.
-
-    A stored PNG is seen wherever the notebook is opened; Jupyter hides a stored SVG until its cell has been run.
-    """
-    from IPython.display import Image
-    from matplotlib import rc_context
-
-    from .figures import STYLE
-
-    file = io.BytesIO()
-    with rc_context(STYLE):
-        figure.savefig(file, format="png", dpi=dots, metadata={"Software": None})
-    return Image(data=file.getvalue(), format="png", width=round(96 * figure.get_figwidth()))
 
 
 def _source() -> Path:

@@ -15,8 +15,8 @@ import pytest
 
 import lora_np
 from lora_np import exercises, tutorials
-from lora_np.figures import learning_curves
-from lora_np.tutorials import copy_tutorials, show
+from lora_np.figures import learning_curves, show
+from lora_np.tutorials import copy_tutorials
 
 HERE = Path(__file__).parent
 FOLDER = HERE.parent / "tutorials"

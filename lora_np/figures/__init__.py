@@ -155,6 +155,20 @@ def save(figure: Any, path: str | Path) -> None:
         figure.savefig(path, dpi=160)
 
 
+def show(figure: Any, dots: int = 110) -> Any:
+    """The figure as a PNG for the output of a notebook cell, at `dots` an inch.
+
+    A stored PNG is seen wherever the notebook is opened; Jupyter hides a stored SVG until its cell has been run.
+    """
+    from IPython.display import Image
+    from matplotlib import rc_context
+
+    file = io.BytesIO()
+    with rc_context(STYLE):
+        figure.savefig(file, format="png", dpi=dots, metadata={"Software": None})
+    return Image(data=file.getvalue(), format="png", width=round(96 * figure.get_figwidth()))
+
+
 @contextmanager
 def _figure(width: float, height: float) -> Iterator[Any]:
     """An empty figure of this size in inches, in the style of this module; the caller's own style is put back."""

@@ -5,13 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-from ..tutorials import show
-from . import GREY, _figure, _floor, _legend, _look, svg
+from . import GREY, _figure, _floor, _legend, _look, show, svg
 
-if TYPE_CHECKING:
-    from ..exercises.rank import Outcome
+
+class Outcome(Protocol):
+    """One trained adapter: where it sits, its rank and seed, what it costs, and its loss in the end."""
+
+    placement: str
+    rank: int
+    seed: int
+    bill: Any
+    held_out: float
 
 
 def rank_and_placement(outcomes: Sequence[Outcome], base: float, floor: float | None = None) -> Any:

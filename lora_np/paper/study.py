@@ -38,6 +38,7 @@ from ..proofs import prove_maps
 from ..reading import read_json
 from ..tasks import Example, bits_per_byte_floor, epoch, generate, prompt_tokens, split
 from ..tokenizers import ByteTokenizer
+from ..version import __version__
 from ..wrappers import merge, unwrapped
 from ..writing import write_atomically, write_json
 from .report import pictures, report
@@ -305,8 +306,6 @@ def _write(folder: Path, result: StudyResult) -> None:
 
 
 def _versions() -> dict[str, str]:
-    from .. import __version__
-
     return {"lora_np": __version__, "python": platform.python_version(), "numpy": np.__version__}
 
 
