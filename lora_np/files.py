@@ -267,13 +267,19 @@ def _checked(kind: Any, settings: Mapping[str, Any], path: Path) -> Any:
 
 def _check_about(about: Mapping[str, Any], header: Mapping[str, str], path: Path) -> None:
     """Raise ValueError, naming the first difference, when a description is not that of the arrays beside it."""
-    try:
-        then = dict(json.loads(header.get(ABOUT, "null") or "null") or about)  # none: of other software, or earlier
-    except (ValueError, TypeError, RecursionError):
-        then = {}
-    for key in sorted(set(then) | set(about)):
-        if then.get(key) != about.get(key):
+    if ABOUT not in header:  # of other software, or an earlier version
+        return
+    then, now = _flat(json.loads(header[ABOUT])), _flat(about)
+    for key in sorted(set(then) | set(now)):
+        if then.get(key) != now.get(key):
             raise ValueError(
                 f"{path} was changed: {key} was {then.get(key)!r} when the arrays beside it were written, "
-                f"now it is {about.get(key)!r}"
+                f"now it is {now.get(key)!r}"
             )
+
+
+def _flat(about: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a description by name, "lora dropout" for one of an object inside."""
+    objects = {name: value for name, value in about.items() if isinstance(value, dict)}
+    inside = {f"{name} {key}": value for name, values in objects.items() for key, value in values.items()}
+    return {**{name: value for name, value in about.items() if name not in objects}, **inside}

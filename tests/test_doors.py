@@ -118,7 +118,7 @@ def test_a_changed_description_of_an_adapter_is_noticed(tmp_path: Path, key: str
     about = json.loads(path.read_text())
     about["settings"][key] = ADAPTER_CHANGES[key]
     path.write_text(json.dumps(about))
-    with pytest.raises(ValueError, match=r"adapter.json( was changed: settings was|: )"):
+    with pytest.raises(ValueError, match=rf"adapter.json( was changed: settings {key} was|: )"):
         load_adapter(tmp_path, START)
 
 
