@@ -32,7 +32,7 @@ from lora_np.devices import DeviceError, DeviceMemoryError, device_of, to_device
 from lora_np.differentiation import operation, value_and_grad
 from lora_np.files import read_arrays, save_model
 from lora_np.generation import generate
-from lora_np.gradients import Case, gradcheck, operation_cases
+from lora_np.gradients import Case, check, gradcheck, joined_cases, operation_cases
 from lora_np.lora import LoraConfig, adapt, delta, merge, rounding_bound
 from lora_np.model import Transformer, batch_for, language_model_loss
 from lora_np.paper.results import StudyConfig
@@ -353,14 +353,21 @@ SMALLEST = 322  # of the first 400 seeds: a difference quotient on the stand-in 
 
 @pytest.fixture
 def few_cases(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every operation, and of the models each seventh array."""
+    """Every operation, and of the models each seventh array; nothing that a device does in other blocks."""
     every = lora_np.gradients.all_cases
 
     def few(rng: Any, device: str) -> Iterator[Any]:
         for case in every(rng, device):
+            if case.name.endswith(", joined"):
+                continue
             yield replace(case, point=dict(list(case.point.items())[:: 7 if "model" in case.name else 1]))
 
     monkeypatch.setattr(lora_np.gradients, "all_cases", few)
+
+
+def test_what_is_joined_from_blocks_holds_on_the_device_as_well(gpu: Any) -> None:
+    rows = [row for case in joined_cases(np.random.default_rng(0), device="gpu") for row in check(case)]
+    assert [row.verdict for row in rows] == ["equal"] * 5
 
 
 def test_the_gradient_check_finds_a_mistake_that_only_the_device_makes(
