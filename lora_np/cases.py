@@ -29,6 +29,8 @@ from .methods.tuning import BitFit, Full, Top
 from .methods.variants import DoRA, LoraFA, LoraPlus, PiSSA, VeRA
 from .model import Transformer, initialize, language_model_loss
 from .names import plain
+from .operations.attention import QUERIES
+from .operations.head import LOGITS, WORDS
 from .parameters import Arrays, parameters, with_parameters
 from .tasks import Batch
 from .wrappers import wrappers
@@ -333,6 +335,73 @@ def operation_case(name: str, seed: int = 0, operations: Any = ops, device: str 
 def operation_cases(seed: int = 0, operations: Any = ops, device: str = "cpu") -> Iterator[Case]:
     """Every row of `CASES`; see `operation_case`."""
     return (operation_case(name, seed, operations, device) for name in CASES)
+
+
+def joined_cases(seed: int = 0, operations: Any = ops, device: str = "cpu") -> Iterator[Case]:
+    """The operations that put sums together from blocks, at sizes at which there are several: along two directions.
+
+    Attention joins blocks of queries; the head joins blocks of words, and for the table's gradient blocks of rows.
+    With thousands of entries, a quotient for each would take longer than all other cases.
+    """
+    rng = np.random.default_rng([seed, zlib.crc32(b"joined")])
+    batch, heads, queries, keys = 2, 2, 2 * QUERIES + 2, 2 * QUERIES + 3
+    seen = rng.random((batch, keys)) < 0.8
+    seen[:, 0] = True
+    visible = np.tril(np.ones((queries, keys), bool), keys - queries) & seen[:, None, None]
+    to_number = rng.standard_normal((batch, queries, 2 * heads))
+    q, k, v = (rng.standard_normal((batch, n, 2 * heads)) for n in (queries, keys, keys))
+    hidden, moved = to_device((seen, to_number), device)
+    by_blocks = Case(
+        "attention, joined",
+        lambda p: projection(operations.attention(p["q"], p["k"], p["v"], heads, True, hidden), moved),
+        lambda p: anp.sum(textbook.attention(p["q"], p["k"], p["v"], heads, visible) * to_number),
+        {"q": q, "k": k, "v": v},
+        float(abs(textbook.attention(q, k, v, heads, visible) * to_number).sum()),
+        device,
+    )
+    yield along(by_blocks, rng)
+
+    rows, words = LOGITS // WORDS + 1, WORDS + 2
+    targets, weights = rng.integers(0, words, rows), rng.random(rows) / rows
+    h, W = rng.standard_normal((rows, 2)), rng.standard_normal((words, 2))
+    # Longer than all others, so that in many rows the last block brings a larger logit and what was summed shrinks.
+    W[WORDS:] *= 6.0 / np.linalg.norm(W[WORDS:], axis=1, keepdims=True)
+    labels = to_device((targets, weights), device)
+    by_words = Case(
+        "head_cross_entropy, joined",
+        lambda p: operations.head_cross_entropy(p["h"], p["W"], *labels),
+        lambda p: textbook.cross_entropy(anp.dot(p["h"], p["W"].T), targets, weights),
+        {"h": h, "W": W},
+        float(textbook.cross_entropy(h @ W.T, targets, weights)),
+        device,
+    )
+    yield along(by_words, rng)
+
+
+# start + Σ p_i U_i, with one row of U for each direction, as an operation for the same reason as the projection.
+combination = operation(
+    lambda p, start, U, /, *, wanted: (start + (p @ U).reshape(start.shape), U),
+    lambda U, dy, wanted: [U @ dy.reshape(-1)],
+)
+
+
+def along(case: Case, rng: np.random.Generator, directions: int = 2) -> Case:
+    r"""The case as a function of p: each array a becomes $a + \sum_i p_i U_i$, with random directions U, at p = 0.
+
+    An array's gradient is then that along its few directions, $\partial L/\partial p_i = \langle\partial L/\partial a,
+    U_i\rangle$: a mistake in any entry shows there, unless two of them cancel to ten digits.
+    """
+    start = case.point
+    U = {name: rng.standard_normal((directions, array.size)) for name, array in start.items()}
+    moved, along_U = to_device((start, U), case.device)
+
+    def hand(p: Arrays) -> Any:
+        return case.hand({name: combination(p[name], moved[name], along_U[name]) for name in start})
+
+    def book(p: Arrays) -> Any:
+        return case.textbook({n: a + anp.reshape(anp.dot(p[n], U[n]), a.shape) for n, a in start.items()})
+
+    return replace(case, hand=hand, textbook=book, point={name: np.zeros(directions) for name in start})
 
 
 def planted(name: str, backward: Callable[..., Any], forward: Callable[..., Any] | None = None) -> Any:

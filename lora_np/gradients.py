@@ -31,7 +31,7 @@ import autograd
 import numpy as np
 
 from .arrays import Array
-from .cases import Case, model_cases, operation_cases
+from .cases import Case, joined_cases, model_cases, operation_cases
 from .devices import to_device
 from .differentiation import value_and_grad
 from .parameters import Arrays
@@ -156,6 +156,7 @@ def _row(
 
 
 def all_cases(seed: int = 0, device: str = "cpu") -> Iterator[Case]:
-    """Every operation, then whole models, one for each method."""
+    """Every operation, those that join blocks at sizes at which they do, then whole models, one for each method."""
     yield from operation_cases(seed, device=device)
+    yield from joined_cases(seed, device=device)
     yield from model_cases(seed, device)

@@ -448,8 +448,8 @@ OTHER_COMMANDS: dict[str, list[str]] = {
 
 @pytest.mark.parametrize("line", OTHER_COMMANDS)
 def test_bad_arguments_are_refused(made: Path, line: str) -> None:
-    said = refused(*line.split(), cwd=made)
-    assert all(word in said for word in OTHER_COMMANDS[line]), said
+    said = refused(*line.split(), cwd=made).lower()  # one typer names an argument MODEL, another model
+    assert all(word.lower() in said for word in OTHER_COMMANDS[line]), said
 
 
 def test_an_adapter_for_another_base_is_refused(desk: Path) -> None:
