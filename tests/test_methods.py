@@ -535,10 +535,10 @@ def test_vera_draws_one_pair_for_all_maps_of_the_same_sizes_and_the_same_again()
 
 
 def test_a_rank_that_is_wider_than_worth_warns_by_what_the_method_trains(recwarn: pytest.WarningsRecorder) -> None:
-    METHODS["vera"](rank=8).apply(model(), None)
+    METHODS["vera"](rank=8).apply(model(), rng())
     assert not recwarn
     with pytest.warns(UserWarning, match="rank 5 trains 80 numbers, more than the 64 of the matrix"):
-        METHODS["lora"](rank=5).apply(model(), None)
+        METHODS["lora"](rank=5).apply(model(), rng())
 
 
 def test_pissa_is_refused_at_a_rank_at_which_it_could_not_be_stored() -> None:

@@ -172,7 +172,7 @@ def test_an_adapter_whose_method_is_unknown_is_refused_by_the_name_of_its_file(
     path = desk / "ad" / "adapter.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "method": "dorra"}))
     line = refused("merge", "ad", "--out", "m", "--base", "base", capsys=capsys)
-    assert re.search(r"adapter\.json: method must be one of dora, .*; got 'dorra'", line), line
+    assert re.search(r"adapter\.json.*'dorra'", line), line
 
 
 def test_an_adapted_model_is_not_saved_as_a_plain_one(desk: Path) -> None:
