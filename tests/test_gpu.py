@@ -33,7 +33,7 @@ from lora_np.files import read_arrays, save_model
 from lora_np.generation import generate
 from lora_np.gradients import gradcheck, operation_cases
 from lora_np.lora import LoraConfig, delta, rounding_bound
-from lora_np.methods import METHODS, adapt
+from lora_np.methods import adapt
 from lora_np.model import Transformer, batch_for, language_model_loss
 from lora_np.optimization import TrainingConfig, start
 from lora_np.paper.results import StudyConfig
@@ -687,8 +687,8 @@ def test_the_list_of_allowed_names_holds_no_idle_one(gpu: Any, monkeypatch: pyte
     gradient(bidirectional, ("blocks.0.*.W", "norm.gamma"), to_device(np.ones((3, 12), bool), "gpu"))
     list(generate(node, np.array([1, 2]), 2))
     merge(node)
-    merge(adapt(bidirectional, METHODS["pissa"](rank=1), np.random.default_rng(0)))
-    adapt(bidirectional, METHODS["adapter-l"](rank=1), np.random.default_rng(0))
+    merge(adapt(bidirectional, lora_np.methods.METHODS["pissa"](rank=1), np.random.default_rng(0)))
+    adapt(bidirectional, lora_np.methods.METHODS["adapter-l"](rank=1), np.random.default_rng(0))
     with pytest.raises(NonFiniteError):
         run(node, "*.A", "*.B", learning_rate=1e30, warmup=0)
     monkeypatch.setattr(strict, "room", 1_000)
