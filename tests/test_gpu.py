@@ -700,6 +700,8 @@ def test_the_list_of_allowed_names_holds_no_idle_one(gpu: Any, monkeypatch: pyte
     gradient(bidirectional, ("blocks.0.*.W", "norm.gamma"), to_device(np.ones((3, 12), bool), "gpu"))
     list(generate(node, np.array([1, 2]), 2))
     merge(node)
+    merge(adapt(bidirectional, lora_np.methods.METHODS["pissa"](rank=1), np.random.default_rng(0)))
+    adapt(bidirectional, lora_np.methods.METHODS["adapter-l"](rank=1), np.random.default_rng(0))
     with pytest.raises(NonFiniteError):
         run(node, "*.A", "*.B", learning_rate=1e30, warmup=0)
     monkeypatch.setattr(strict, "room", 1_000)

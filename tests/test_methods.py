@@ -14,21 +14,21 @@ import numpy as np
 import pytest
 import strict_array
 from builders import assert_agree, assert_shrinks, cast, hashes, model, random_batch, tokens_of
+from lora_np.cases import METHOD_CASES, model_case, small_model
 
 from lora_np import lora as lora_module
 from lora_np import model as model_module
 from lora_np.adaptation import CHECKPOINT, DataConfig, Interrupted, Outcome, adapt_to_file, run
 from lora_np.certificate import certify
-from lora_np.config import SHAPES, TransformerConfig
+from lora_np.config import SHAPES
 from lora_np.costs import bill
 from lora_np.devices import to_device, to_host
 from lora_np.files import load_adapter, read_arrays, save_adapter
 from lora_np.folders import partial_folder
 from lora_np.generation import generate
-from lora_np.gradients import _model_case, check
 from lora_np.method import Method
 from lora_np.methods import METHODS, adapt, bottleneck, described, method_from, name_of, prefix, variants
-from lora_np.model import Reading, Transformer, initialize, skeleton
+from lora_np.model import Reading, Transformer, skeleton
 from lora_np.optimization import TrainingConfig
 from lora_np.parameters import count, parameters, with_parameters
 from lora_np.wrappers import can_be_merged, merge, merge_whole, unwrapped, wrappers
@@ -95,6 +95,15 @@ def test_every_method_has_a_sample() -> None:
     assert PLAIN | MERGED | IN_PART | NEVER == set(METHODS)
 
 
+def test_every_method_has_a_case_on_whose_arrays_three_witnesses_are_asked() -> None:
+    """By `lora-np gradcheck`, whose tests show that all of its cases hold."""
+    assert {name: type(method) for name, method in METHOD_CASES.items()} == METHODS
+    for name, method in METHOD_CASES.items():
+        case = model_case(name, small_model(rng()), method, rng())
+        assert set(case.point) == set(method.trained(method.apply(small_model(rng()), None)))
+        assert all(array.any() for array in case.point.values())
+
+
 # ------------------------------------------------------------------------------------------------------- numbers
 
 
@@ -133,28 +142,6 @@ def test_a_method_can_be_written_as_json_and_read_back(name: str) -> None:
 
     assert method_from(json.loads(json.dumps(described(of(name))))) == of(name)
     assert name_of(of(name)) == name
-
-
-# ----------------------------------------------------------------------------------------------------- gradients
-
-
-@every_method
-def test_three_witnesses_agree_on_every_array_that_is_trained(name: str) -> None:
-    layers = 1 if name in ("full", "bitfit", "top", "compacter") else 2  # of many numbers a block
-    sizes = TransformerConfig(vocab=4, context=6, d_model=4, layers=layers, heads=2, d_ff=3)
-    case = _model_case(name, initialize(sizes, rng(), np.float64), _small(name), rng(5), "cpu")
-    rows = check(case)
-    assert [(row.array, row.verdict) for row in rows if not row.holds] == []
-    assert {row.array for row in rows} == set(_small(name).trained(_small(name).apply(skeleton(sizes), None)))
-    zero = {row.array for row in rows if row.verdict == "zero"}
-    assert all(n.endswith("attention.key.b") for n in zero), zero
-
-
-def _small(name: str) -> Method:
-    """As small as the method can be: every entry costs six evaluations of the model."""
-    least = {"lora": 1, "lora+": 1, "dora": 1, "lora-fa": 1, "adapter-h": 1, "adapter-l": 1, "adapter-p": 1, "vera": 2}
-    settings = {**SAMPLES[name], **({"rank": least[name]} if name in least else {})}
-    return METHODS[name](**{**settings, "rank": 2} if name == "compacter" else settings)
 
 
 # --------------------------------------------------------------------------------------------------------- a fresh one
@@ -548,10 +535,10 @@ def test_vera_draws_one_pair_for_all_maps_of_the_same_sizes_and_the_same_again()
 
 
 def test_a_rank_that_is_wider_than_worth_warns_by_what_the_method_trains(recwarn: pytest.WarningsRecorder) -> None:
-    METHODS["vera"](rank=8).apply(model(), None)
+    METHODS["vera"](rank=8).apply(model(), rng())
     assert not recwarn
     with pytest.warns(UserWarning, match="rank 5 trains 80 numbers, more than the 64 of the matrix"):
-        METHODS["lora"](rank=5).apply(model(), None)
+        METHODS["lora"](rank=5).apply(model(), rng())
 
 
 def test_pissa_is_refused_at_a_rank_at_which_it_could_not_be_stored() -> None:

@@ -13,6 +13,7 @@ from builders import model
 from test_methods import IN_PART, MERGED, NEVER, PLAIN, SAMPLES
 
 from lora_np.cli import code_of
+from lora_np.cli.options import METHOD_NAMES
 from lora_np.files import load_adapter, load_model, save_model
 from lora_np.methods import METHODS, name_of
 
@@ -77,6 +78,13 @@ def test_every_method_is_adapted_asked_and_merged_or_refused(
 def test_plain_text_can_be_adapted_to_behind_a_prefix(desk: Path) -> None:
     for name in ("prefix-embedding", "prefix-layer"):
         assert code_of(["adapt", "tale.txt", "--out", name, "--method", name, "--set", "prefix=4", *SHORT]) == 0
+
+
+def test_the_help_names_every_method(capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(METHOD_NAMES) == list(METHODS)
+    for command in ("adapt", "params"):
+        assert code_of([command, "--help"]) == 0
+        assert ",".join(METHODS) in "".join(capsys.readouterr().out.split())  # wherever its lines break
 
 
 # what is refused
@@ -172,7 +180,7 @@ def test_an_adapter_whose_method_is_unknown_is_refused_by_the_name_of_its_file(
     path = desk / "ad" / "adapter.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "method": "dorra"}))
     line = refused("merge", "ad", "--out", "m", "--base", "base", capsys=capsys)
-    assert re.search(r"adapter\.json: method must be one of dora, .*; got 'dorra'", line), line
+    assert re.search(r"adapter\.json.*'dorra'", line), line
 
 
 def test_an_adapted_model_is_not_saved_as_a_plain_one(desk: Path) -> None:

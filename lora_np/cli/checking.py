@@ -133,9 +133,9 @@ def params(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a picture that exists at --out.")] = False,
     as_json: AsJson = False,
 ) -> int:
-    """What a method trains, stores and adds, from closed forms; no model is allocated.
+    """What a method trains, stores and adds, from closed forms; no model is allocated. Or all of them, at one budget.
 
-    Examples: lora-np params gpt3 --rank 4 --targets qv; lora-np params gpt2-medium --compare --out methods.svg
+    Example: lora-np params gpt3 --rank 4 --targets qv
     """
     from dataclasses import asdict
 

@@ -24,8 +24,16 @@ Base = Annotated[Path | None, typer.Option(help="Model folder to start from; the
 Out = Annotated[Path, typer.Option(help="Folder to write; it appears when it is complete.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what exists at --out.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-MethodName = Annotated[str, typer.Option("--method", help="lora, full, top, bitfit …: lora-np params --help.")]
-Settings = Annotated[list[str] | None, typer.Option("--set", help="A setting of the method, as key=value.")]
+# The rows of METHODS, written out: --help shall not import what they need.
+METHOD_NAMES = (
+    *("lora", "full", "top", "bitfit", "prefix-embedding", "prefix-layer", "prefix-kv", "lora+prefix-embedding"),
+    *("lora+prefix-layer", "adapter-h", "adapter-l", "adapter-p", "compacter", "dora", "vera", "pissa", "lora+"),
+    "lora-fa",
+)
+MethodName = Annotated[str, typer.Option("--method", help=f"One of {', '.join(METHOD_NAMES)}.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="A setting of the method, as key=value; may be given several times.")
+]
 Rank = Annotated[int | None, typer.Option(help="LoRA: r, the inner dimension of B A; 4 when left out.")]
 Targets = Annotated[
     str | None,
