@@ -2,15 +2,18 @@ r"""Is this merged model W0 + s·BA? Decided array by array, and then for the wh
 
 **Array by array.** A merged array that is correct differs from $W = W_0 + \Delta W$, $\Delta W = s\,BA$, by rounding
 alone, and each stage of a merge rounds in a precision of its own. Let T be Σ|terms| of ΔW, k the roundings behind it
-(r for BA, one for s, one more because s is itself rounded where it meets BA), and u, η the unit roundoff and underflow
-of a stage. Then elementwise
+(r for BA, one for s, one more because s is itself rounded where it meets BA), l how often underflow may take a half of
+the smallest number (s multiplies what was lost before it), and u, η the unit roundoff and that half in a stage. Then
+elementwise
 
-$$E = \gamma_k(u_\text{product})\,T + k\,\eta_\text{product},\qquad
+$$E = \gamma_k(u_\text{product})\,T + l\,\eta_\text{product},\qquad
   E \leftarrow E + u_\text{cast}\,(|\Delta W| + E) + \eta_\text{cast}\ \text{if the update is cast},$$
 $$|\hat W - W| \;\le\; E + \tfrac12\,\mathrm{ulp}_\text{sum}(|W| + E) + e \tag{V1}$$
 
-The sum W0 + ΔW rounds once, by half a unit in the last place of what it gives; e is the rounding of this check, which
-is made in float64: the same with u = 2⁻⁵³. What is not adapted must be equal to the bit.
+The sum W0 + ΔW rounds once, by half a unit in the last place of what it gives; where the products are finer than what
+is stored and the update is not cast, the sum may be formed in their precision first, and half a unit of that joins E.
+e is the rounding of this check, which is made in float64: the same with u = 2⁻⁵³. What is not adapted must be equal to
+the bit.
 
 **The scale.** A wrong scale may hide within (V1) in every single entry, and not in all of them together. The factor
 that explains the found update best,
@@ -28,14 +31,15 @@ $c_R$ is the scale that survives: 1, less what is swallowed because it is under 
 
 **The whole model.** No useful bound is known for logits behind many layers, so the gap is held against that of an
 honest merge, made here. And rounding has a signature: when that merge is made and run in float64 instead of the model's
-own precision, its gap shrinks by the ratio of the epsilons; a gap that is a mistake would stay.
+own precision (in float32, where that is float64), its gap shrinks by the ratio of the epsilons; a gap that is a mistake
+would stay.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -107,15 +111,16 @@ class ModelGaps:
     gap: float  # adapted against this merged model, as they are
     own: float  # adapted against what `merge` makes of it
     gap64: float  # the same in float64
+    coarse: float  # the same in what is coarser than float64: the model's own precision, or else float32
     precision: str = "float32"  # the model's own
 
     @property
     def is_rounding(self) -> bool:
         """Is the gap like that of an honest merge, and does that one shrink with the precision, as rounding does?"""
-        eps = float(np.finfo(self.precision).eps)
-        honest = max(self.own, eps * self.size)
-        shrunk = SHRINKS * float(np.finfo(np.float64).eps) / eps * honest
-        return self.gap <= ALIKE * honest and (self.precision == "float64" or self.gap64 <= shrunk)
+        eps, eps32, eps64 = (float(np.finfo(kind).eps) for kind in (self.precision, np.float32, np.float64))
+        coarse_eps = eps if eps > eps64 else eps32
+        shrunk = SHRINKS * eps64 / coarse_eps * max(self.coarse, coarse_eps * self.size)
+        return self.gap <= ALIKE * max(self.own, eps * self.size) and self.gap64 <= shrunk
 
 
 @dataclass(frozen=True)
@@ -198,11 +203,13 @@ def adapted_verdict(name: str, base: Array, wrapper: Any, found: Array, stages: 
 
 def error_of_update(expected: Expected, stages: Stages) -> Array:
     """E of (V1): how far the update may be off before it is added."""
-    k, product = expected.roundings, stages.product
-    E = within(gamma(k, unit_roundoff(product)), expected.terms) + k * underflow(product)
-    if stages.cast is None:
-        return E
-    return E + unit_roundoff(stages.cast) * (abs(expected.update) + E) + underflow(stages.cast)
+    product = stages.product
+    E = within(gamma(expected.roundings, unit_roundoff(product)), expected.terms) + expected.lost * underflow(product)
+    if stages.cast is not None:
+        return E + unit_roundoff(stages.cast) * (abs(expected.update) + E) + underflow(stages.cast)
+    if unit_roundoff(product) < unit_roundoff(stages.sum):
+        return E + 0.5 * spacing(abs(expected.value) + E, product)
+    return E
 
 
 def error_of_check(expected: Expected) -> Array:
@@ -238,7 +245,8 @@ class _Tally:
         turns = 0.25 * ulp  # half a unit below a power of two is a quarter of one above it
         doubtful = (turns - abs(value - R) <= E + e) & (update != 0.0)
         doubtful &= (0.5 * ulp - abs(value - R) <= E + e) | (np.frexp(abs(R))[0] == 0.5)
-        self.doubt += float(((E + ulp + e) * abs(update))[doubtful].sum())
+        apart = E + spacing(abs(value) + E, stages.sum) + e
+        self.doubt += float((apart * abs(update))[doubtful].sum())
         self.found_update += float(((found - W) * update).sum())
         self.rounded_update += float(((R - W) * update).sum())
         self.norm += float((update * update).sum())
@@ -272,8 +280,9 @@ def _frozen_verdict(name: str, base: Array, found: Array) -> ArrayVerdict:
     """Equal to the bit, or not."""
     tally, same = _Tally(), base.dtype == found.dtype
     for rows in row_blocks(found.shape[0], math.prod(found.shape[1:]), ENTRIES):
-        gap = abs(_float64(found[rows]) - _float64(base[rows]))
-        tally._worst(rows.start, gap, np.zeros(gap.shape))
+        here, there = _float64(found[rows]), _float64(base[rows])
+        same = same and bool((np.signbit(here) == np.signbit(there)).all())  # −0 = 0, but for a bit
+        tally._worst(rows.start, abs(here - there), np.zeros(here.shape))
     verdict = tally.verdict(name)
     return dataclasses.replace(verdict, adapted=False, used=verdict.used if same else math.inf)
 
@@ -282,15 +291,23 @@ def _gaps(adapted: Transformer, merged: Transformer, tokens: Array) -> ModelGaps
     def largest(one: Transformer, other: Transformer) -> float:
         return float(abs(one(tokens) - other(tokens)).max())
 
-    wide = with_parameters(adapted, {name: array.astype(np.float64) for name, array in parameters(adapted).items()})
-    plainly: Callable[[Transformer], Transformer] = merge if wrappers(adapted) else lambda model: model
+    def own(dtype: npt.DTypeLike) -> float:
+        model = with_parameters(
+            adapted, {n: array.astype(dtype, copy=False) for n, array in parameters(adapted).items()}
+        )
+        return largest(model, merge(model) if wrappers(model) else model)
+
+    precision = place_of(adapted).dtype
+    in_own = own(precision)
+    is_wide = precision == np.float64
     return ModelGaps(
         size=float(abs(adapted(tokens)).max()),
         contrast=largest(adapted, unwrapped(adapted)),
         gap=largest(adapted, merged),
-        own=largest(adapted, plainly(adapted)),
-        gap64=largest(wide, plainly(wide)),
-        precision=str(place_of(adapted).dtype),
+        own=in_own,
+        gap64=in_own if is_wide else own(np.float64),
+        coarse=own(np.float32) if is_wide else in_own,
+        precision=str(precision),
     )
 
 

@@ -282,12 +282,17 @@ def rounding_bound(module: LoraLinear, x: Array) -> Array:
 
 
 def _expected(W: Array, left: Array, right: Array, scaling: float) -> Expected:
-    """W + s·left·right for rows of W and of left: the update has left's width of terms, and two roundings for s."""
-    precision = np.result_type(left.dtype, right.dtype)
-    left, right = (np.asarray(to_host(array), np.float64) for array in (left, right))
-    update = scaling * (left @ right)
-    terms = abs(scaling) * (abs(left) @ abs(right))
-    return Expected(np.asarray(to_host(W), np.float64) + update, update, terms, len(right) + 2, precision)
+    """W + s·left·right for rows of W and of left: the update has left's width of terms, and two roundings for s.
+
+    Each term may lose η to underflow before s meets it, s itself η before it meets them, the product once more; and if
+    s meets left or right first, each of those numbers may.
+    """
+    precision, rank = np.result_type(left.dtype, right.dtype), len(right)
+    W, left, right = (np.asarray(to_host(array), np.float64) for array in (W, left, right))
+    update, size = scaling * (left @ right), abs(left) @ abs(right)
+    first = abs(left).sum(axis=1, keepdims=True) + abs(right).sum(axis=0)
+    lost = abs(scaling) * (rank + 1) + 2.0 * (size + first) + 1.0
+    return Expected(W + update, update, abs(scaling) * size, rank + 2, precision, lost)
 
 
 def _can_be_adapted(path: str, node: Any) -> bool:

@@ -27,6 +27,7 @@ class Expected(NamedTuple):
     value   what they are in exact arithmetic
     update  value − W0: what merging adds
     terms   Σ|terms| of the update, of which each has `roundings` roundings in `precision` behind it
+    lost    how often η, half the smallest number of that precision, underflow may add to it
     """
 
     value: Array
@@ -34,6 +35,7 @@ class Expected(NamedTuple):
     terms: Array
     roundings: int
     precision: npt.DTypeLike
+    lost: Array | float
 
 
 def is_wrapper(node: Any) -> bool:

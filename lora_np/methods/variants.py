@@ -61,7 +61,11 @@ class DoraLinear:
         value = V * m[:, None] / n
         terms = abs(m[:, None]) / n * T + abs(value) * (1.0 + np.sqrt((T * T).sum(axis=1, keepdims=True)) / n)
         roundings = W.shape[1] + len(A) + 8
-        return Expected(value, value - W, terms, roundings, np.result_type(self.A.dtype, self.B.dtype, self.m.dtype))
+        in_V = abs(self.scaling) * (len(A) + 1) + 2.0 * (abs(B) @ abs(A)) + 1.0
+        in_n = np.sqrt((in_V * in_V).sum(axis=1, keepdims=True)) / n + W.shape[1] / (n * n)
+        lost = 2.0 * (abs(m[:, None]) / n * in_V + abs(value) * in_n + abs(V) + 1.0)
+        precision = np.result_type(self.A.dtype, self.B.dtype, self.m.dtype)
+        return Expected(value, value - W, terms, roundings, precision, lost)
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,8 @@ class VeraLinear:
         left, right = B * b[:, None], A * d[:, None]
         update = left @ right
         precision = np.result_type(self.A.dtype, self.B.dtype, self.scale_d.dtype, self.scale_b.dtype)
-        return Expected(W + update, update, abs(left) @ abs(right), len(A) + 2, precision)
+        lost = 2.0 * (abs(left).sum(axis=1, keepdims=True) + abs(right).sum(axis=0) + len(A) + 1.0)
+        return Expected(W + update, update, abs(left) @ abs(right), len(A) + 2, precision, lost)
 
 
 @dataclass(frozen=True)
