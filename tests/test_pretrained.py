@@ -19,6 +19,7 @@ from builders import few_shapes, hashes
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lora_np import adaptation
 from lora_np.config import TransformerConfig
 from lora_np.costs import SHAPES, parameter_count
 from lora_np.files import BASE, digest, load_model
@@ -225,7 +226,7 @@ def test_making_it_twice_makes_the_same_bytes_even_when_it_is_stopped(
     tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make.make(tmp_path / "a")
-    fit = make.fit
+    fit = adaptation.fit
 
     def stopped(*arguments: Any) -> Iterator[Any]:
         for record in fit(*arguments):
@@ -234,8 +235,8 @@ def test_making_it_twice_makes_the_same_bytes_even_when_it_is_stopped(
             yield record
 
     with monkeypatch.context() as patched:
-        patched.setattr(make, "fit", stopped)
-        with pytest.raises(KeyboardInterrupt):
+        patched.setattr(adaptation, "fit", stopped)
+        with pytest.raises(adaptation.Interrupted):
             make.make(tmp_path / "b")
     make.make(tmp_path / "b")
     assert written(tmp_path / "a") == written(tmp_path / "b")

@@ -10,20 +10,23 @@ from __future__ import annotations
 import argparse
 import platform
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..adaptation import CHECKPOINT, Interrupted, run
 from ..config import TransformerConfig
-from ..files import digest, load_checkpoint, load_model, save_checkpoint, save_model
+from ..files import digest, load_checkpoint, load_model, save_model
+from ..methods.tuning import Full
 from ..model import Transformer, initialize
-from ..optimization import TrainingConfig, start
-from ..parameters import count, parameters, with_parameters
+from ..optimization import TrainingConfig
+from ..parameters import count, with_parameters
 from ..reading import read_json
 from ..tasks import Batch
-from ..training import evaluate, fit, model_loss
+from ..training import Record, evaluate
 from ..writing import write_json
 from .baselines import Bytes, gzip_bits_per_byte, ngram_bits_per_byte
 from .corpus import parts, stream
@@ -107,24 +110,39 @@ def _trained(
 ) -> tuple[Transformer, list[Any]]:
     """The model after a phase, and its log; what an interrupted run has done is read from its folder."""
     folder.mkdir(exist_ok=True)
-    checkpoint, log, run = folder / "checkpoint.safetensors", folder / "log.json", {"phase": repr(phase)}
-    resumed = checkpoint.exists()
-    state = load_checkpoint(checkpoint, run) if resumed else start(parameters(model), phase.training)
-    rows: list[Any] = read_json(log)["rows"] if resumed else []
-    losses: list[float] = []
+    checkpoint, log, run_of = folder / CHECKPOINT, folder / "log.json", {"phase": repr(phase)}
+    state = load_checkpoint(checkpoint, run_of) if checkpoint.exists() else None
+    kept = read_json(log) if state else {"rows": [], "losses": []}
+    rows: list[Any] = [row for row in kept["rows"] if state and row[0] <= state.step]
+    losses = {step: loss for step, loss in kept["losses"] if state and step <= state.step}  # since the last row
     began = time.perf_counter() - (rows[-1][-1] if rows else 0.0)
-    for record in fit(model_loss(model), Windows(train, phase), phase.training, state):
-        state = record.state
-        losses.append(record.loss / float(np.log(2.0)))
-        if state.step % LOGGED == 0:
-            due = state.step % SCORED == 0
-            held = bits_per_byte(with_parameters(model, state.trained), held_out) if due else None
-            rows.append([state.step, float(np.mean(losses)), held, time.perf_counter() - began])
-            print(*rows[-1], flush=True)
-            write_json(log, {"rows": rows})
-            save_checkpoint(checkpoint, state, run)
-            losses = []
-    return with_parameters(model, state.trained), rows
+
+    def keep() -> None:
+        write_json(log, {"rows": rows, "losses": list(losses.items())})
+
+    def logged(records: Iterable[Record], total: int, done: int) -> Iterator[Record]:
+        for record in records:
+            losses[record.step] = record.loss / float(np.log(2.0))
+            if record.step % LOGGED == 0:
+                due = record.step % SCORED == 0
+                held = bits_per_byte(with_parameters(model, record.state.trained), held_out) if due else None
+                rows.append([record.step, float(np.mean([*losses.values()])), held, time.perf_counter() - began])
+                print(*rows[-1], flush=True)
+                losses.clear()
+                keep()
+            yield record
+
+    def score(trained: Transformer) -> float:
+        return bits_per_byte(trained, held_out)
+
+    batches = Windows(train, phase)
+    about: dict[str, Any] = {"identity": run_of, "state": state, "checkpoint_every": LOGGED, "watch": logged}
+    try:
+        outcome = run(batches, score, model, Full(), phase.training, folder, **about)
+    except Interrupted:
+        keep()
+        raise
+    return outcome.model, rows
 
 
 def scores(model: Transformer, train: Bytes, held_out: Bytes) -> dict[str, float]:
