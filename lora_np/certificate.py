@@ -40,7 +40,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -233,7 +233,7 @@ class _Tally:
     norm: float = 0.0  # ⟨ΔW, ΔW⟩
     changed: int = 0
     swallowed: int = 0
-    _seen: list[int] = field(default_factory=list)
+    unknown: bool = False  # has an entry no bound?
 
     def add(self, start: int, W: Array, expected: Expected, found: Array, stages: Stages) -> None:
         value, update = expected.value, expected.update
@@ -259,6 +259,7 @@ class _Tally:
             used = np.where(gap == 0.0, 0.0, gap / bound)
         used = np.where(np.isnan(gap), math.inf, used)
         self.wrong += int(np.count_nonzero(used > 1.0))
+        self.unknown |= bool(np.isinf(bound).any())
         if not used.size or (worst := float(used.max())) <= self.used:
             return
         at = np.unravel_index(int(used.argmax()), used.shape)
@@ -266,7 +267,8 @@ class _Tally:
         self.entry = (start + int(at[0]), *map(int, at[1:]))
 
     def verdict(self, name: str) -> ArrayVerdict:
-        seen = (name, True, self.gap, self.bound, max(self.used, 0.0), self.entry, self.wrong)
+        bound = math.inf if self.unknown else self.bound
+        seen = (name, True, self.gap, bound, max(self.used, 0.0), self.entry, self.wrong)
         if not self.norm:
             return ArrayVerdict(*seen, None)
         centre, half = self.rounded_update / self.norm, self.doubt / self.norm
