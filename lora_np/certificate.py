@@ -320,9 +320,9 @@ def _explained(array: ArrayVerdict) -> str:
     if array.factor is None:
         return f"the adapter changes nothing here, and yet {where}"
     low, high = array.factor_low or 0.0, array.factor_high or 0.0
-    if array.factor_holds:
-        others = "" if array.wrong == 1 else f", and so are {array.wrong - 1:,} others"
-        return f"{where}{others}; on the whole the update is there ({array.factor:.4g} times the one expected)"
+    if array.factor_holds or f"{array.factor:.4g}" == "1":
+        others = "" if array.wrong <= 1 else f", and so are {array.wrong - 1:,} others"
+        return f"{where}{others}; on the whole the update is there ({array.factor:.7g} times the one expected)"
     known = {0.0: "nothing was merged", 2.0: "it was merged twice, or with twice the scale"}
     reasons = [reason for c, reason in known.items() if abs(c * (low + high) / 2.0 - array.factor) <= high - low + 1e-6]
     reason = reasons[0] if reasons else "another scale, or another adapter"

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders import adapted, config, hashes, model, moved, rescaled, tokens_of
+from builders import adapted, cast, config, hashes, model, moved, rescaled, tokens_of
 
 from lora_np import certificate, lora
 from lora_np.certificate import ArrayVerdict, Certificate, certify
@@ -24,9 +24,9 @@ PRECISIONS = [np.float64, np.float32]
 in_both_precisions = pytest.mark.parametrize("dtype", PRECISIONS)
 EVERYTHING = {"targets": ("attention+mlp", "tokens", "head")}
 QUERY = "blocks.0.attention.query"
+SMALL = 1e-4  # of a number: far above its rounding in float32, and far below the update
 REASON = {
     0.0: "nothing was merged",
-    1.0: "the update is there, but not exact",
     2.0: "it was merged twice, or with twice the scale",
 }
 
@@ -174,9 +174,12 @@ def test_the_factor_of_what_was_merged_is_named(fault: str, dtype: Any) -> None:
     assert not verdict.holds
     assert wrong_names(verdict) == [f"{path}.W" for path in adapters(node)]
     assert all(abs(array.factor - factor) < 1e-6 for array in verdict.arrays if array.adapted)  # measured: 1e-7
+    assert not any(array.factor_holds for array in verdict.arrays if array.adapted)
+    worst = max(verdict.arrays, key=lambda array: array.used)
     reason = REASON.get(factor, "another scale, or another adapter")
     assert verdict.diagnosis == (
-        f"{QUERY}.W is not W0 + s·BA: the update found is {factor:.4g} times the one expected ({reason})"
+        f"{worst.name} is not W0 + s·BA: the update found is {factor:.4g} times the one expected ({reason}); "
+        f"entry {list(worst.entry)} is off by {worst.gap:.3g}, where rounding explains {worst.bound:.3g}"
     )
 
 
@@ -198,11 +201,12 @@ def test_one_adapter_of_many_that_was_forgotten_is_named() -> None:
     node, name = lora_of(), "blocks.1.attention.value"
     verdict = certified(node, merged_with(f"{name}.W", lambda W: adapters(node)[name].base.W)(node))
     assert wrong_names(verdict) == [f"{name}.W"]
-    assert verdict.diagnosis.endswith("is 0 times the one expected (nothing was merged)")
+    assert verdict.diagnosis.startswith(f"{name}.W is not W0 + s·BA: the update found is 0 times the one expected")
+    assert "(nothing was merged)" in verdict.diagnosis
 
 
 @in_both_precisions
-def test_one_number_off_by_a_hundred_bounds_is_found(dtype: Any) -> None:
+def test_one_number_off_by_a_hundred_bounds_is_found_by_its_place_and_by_how_much(dtype: Any) -> None:
     node = lora_of(dtype)
     bound = verdict_of(certified(node, merge(node)), f"{QUERY}.W").bound
 
@@ -213,8 +217,29 @@ def test_one_number_off_by_a_hundred_bounds_is_found(dtype: Any) -> None:
 
     verdict = certified(node, merged_with(f"{QUERY}.W", change)(node))
     assert wrong_names(verdict) == [f"{QUERY}.W"]
-    assert verdict_of(verdict, f"{QUERY}.W").used > 10  # the bound is elementwise, and that entry has another
-    assert verdict.diagnosis.endswith("is 1 times the one expected (the update is there, but not exact)")
+    found = verdict_of(verdict, f"{QUERY}.W")
+    assert found.used > 10  # the bound is elementwise, and that entry has another
+    assert (found.entry, found.wrong) == ((3, 5), 1)
+    assert found.gap == pytest.approx(100 * bound, rel=0.02)  # it was off by up to a bound before
+    assert verdict.diagnosis == (
+        f"{QUERY}.W is not W0 + s·BA: "
+        f"entry [3, 5] is off by {found.gap:.3g}, where rounding explains {found.bound:.3g}; "
+        f"on the whole the update is there ({found.factor:.7g} times the one expected)"
+    )
+
+
+def test_how_many_entries_are_off_is_said() -> None:
+    node, name = lora_of(), f"{QUERY}.W"
+
+    def change(W: Any) -> Any:
+        wrong = W.copy()
+        wrong[2, :4] *= 1 + SMALL
+        wrong[7, 0] *= 1 + 2 * SMALL
+        return wrong
+
+    verdict = certified(node, merged_with(name, change)(node))
+    assert verdict_of(verdict, name).wrong == 5
+    assert ", and so are 4 others; on the whole the update is there" in verdict.diagnosis
 
 
 @in_both_precisions
@@ -242,7 +267,7 @@ def test_a_merge_into_another_base_is_found() -> None:
 def test_an_adapter_that_should_change_nothing_and_yet_does_is_named() -> None:
     base = model(tied=False, dtype=np.float32)
     verdict = certified(adapted(base), merge(moved(adapted(base))))
-    assert verdict.diagnosis.endswith("the adapter changes nothing here, and yet it differs from the base")
+    assert "W is not W0 + s·BA: the adapter changes nothing here, and yet entry [" in verdict.diagnosis
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -271,7 +296,7 @@ def test_a_wrong_token_table_is_found() -> None:
 
 def test_a_merged_model_that_still_carries_lora_is_refused() -> None:
     node = lora_of()
-    with pytest.raises(ValueError, match="the merged model still carries LoRA"):
+    with pytest.raises(ValueError, match="the merged model still carries a LoraLinear"):
         certified(node, node)
 
 
@@ -321,9 +346,10 @@ def test_a_merge_with_a_wrong_scale_leaves_a_gap_that_is_not_rounding(
 def test_a_wrong_delta_that_merge_and_judge_share_is_found_by_the_whole_model(
     dtype: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    node = lora_of(dtype)
-    for module in (lora, certificate):
-        monkeypatch.setattr(module, "delta", lambda m: delta(replace(m, scaling=1.0)))
+    node, expected = lora_of(dtype), lora._expected
+    assert {module.scaling for module in adapters(node).values()} == {1.5}
+    monkeypatch.setattr(lora, "delta", lambda m: delta(replace(m, scaling=1.0)))
+    monkeypatch.setattr(lora, "_expected", lambda W, left, right, scaling: expected(W, left, right, 1.0))
     verdict = certified(node, merge(node))
     assert not wrong_names(verdict)
     assert not verdict.model.is_rounding
@@ -351,8 +377,28 @@ def test_the_models_own_numbers_stand_in_the_certificate() -> None:
     node = lora_of()
     tokens = tokens_of(node)
     gaps = certify(node, merge(node), tokens).model
+    assert gaps.size == abs(node(tokens)).max()
     assert gaps.contrast == abs(node(tokens) - unwrapped(node)(tokens)).max()
     assert gaps.gap == abs(node(tokens) - merge(node)(tokens)).max()
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_an_honest_merge_is_made_in_the_models_own_precision_and_in_another(dtype: Any) -> None:
+    """In float64 it would hardly differ, and every merge in float32 would look dishonest beside it."""
+    node = lora_of(dtype)
+    tokens = tokens_of(node)
+
+    def gap_in(precision: Any) -> float:
+        same = cast(node, precision)
+        return float(abs(same(tokens) - merge(same)(tokens)).max())
+
+    found = certify(node, merge(node), tokens)
+    assert_holds(found)
+    gaps, own = found.model, gap_in(dtype)
+    assert (gaps.precision, gaps.own, gaps.gap) == (np.dtype(dtype).name, own, own)
+    assert gaps.gap64 == gap_in(np.float64)
+    assert gaps.coarse == (gap_in(np.float32) if dtype is np.float64 else own)
+    assert gaps.gap64 < 1e-5 * gaps.coarse
 
 
 def test_judging_changes_neither_model() -> None:
