@@ -269,6 +269,12 @@ def folder_with(path: Path, **contents: str) -> None:
         (path / name.replace("_", ".")).write_text(text)
 
 
+def states(folder: Path) -> dict[Path, tuple[int, ...]]:
+    """What everything below a folder is: kind, identity, size, times of change; not when it was last looked at."""
+    found = {path: os.lstat(path) for path in folder.rglob("*")}
+    return {path: (f.st_mode, f.st_ino, f.st_size, f.st_mtime_ns, f.st_ctime_ns) for path, f in found.items()}
+
+
 STANDING: dict[str, tuple[Callable[[Path], Any], str]] = {
     "an empty folder": (lambda path: path.mkdir(), "is empty"),
     "somebody's folder": (lambda path: folder_with(path, notes_txt="mine"), "holds notes.txt"),
@@ -293,7 +299,7 @@ def test_what_is_not_ours_is_named_and_stays_as_it_was(tmp_path: Path, name: str
     stands, words = STANDING[name]
     save_model(tmp_path / "elsewhere", SMALL[0])
     stands(tmp_path / where)
-    before = {path: os.lstat(path) for path in tmp_path.rglob("*")}
+    before = states(tmp_path)
     for kind in (MODEL, ADAPTER, STUDY, BENCH):
         for rest in ({}, {"overwrite": True}):
             with pytest.raises(FileExistsError) as found:
@@ -302,7 +308,7 @@ def test_what_is_not_ours_is_named_and_stays_as_it_was(tmp_path: Path, name: str
             assert str(tmp_path / where) in str(found.value)
         with pytest.raises(OSError, match=r"exists|nothing to resume"):
             write(tmp_path / "out", kind, resume=True)
-    assert {path: os.lstat(path) for path in tmp_path.rglob("*")} == before
+    assert states(tmp_path) == before
 
 
 @pytest.mark.parametrize("partial", [False, True])
