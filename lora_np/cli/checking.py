@@ -72,7 +72,8 @@ def merge(adapter: AdapterFolder, out: Out, base: Base = None, overwrite: Overwr
     model, _ = load_adapter(adapter, load_model(base))
     found = wrappers(model)
     save_model(out, merge_whole(model) if found else model, overwrite=overwrite)
-    say(f"merged {len(found)} adapted maps into {out}; lora-np verify {adapter} {out} checks them")
+    what = f"merged {len(found)} adapted maps" if found else "nothing stood beside the base: wrote what was trained"
+    say(f"{what} into {out}; lora-np verify {adapter} {out} checks {'them' if found else 'it'}")
     return 0
 
 
