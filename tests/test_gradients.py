@@ -7,7 +7,7 @@ import inspect
 import json
 import math
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
@@ -18,30 +18,29 @@ import pytest
 from builders import model
 
 from lora_np import operations
-from lora_np.differentiation import operation
-from lora_np.gradients import (
-    STEP,
+from lora_np.cases import (
+    CASES,
+    METHOD_CASES,
     Case,
-    Report,
-    Row,
-    adapted_case,
-    all_cases,
-    check,
-    difference_quotient,
-    full_case,
-    gradcheck,
     joined_cases,
+    model_case,
+    model_cases,
+    operation_case,
     operation_cases,
+    small_model,
 )
+from lora_np.differentiation import operation
+from lora_np.gradients import LEVELS, STEP, Report, Row, all_cases, check, difference_quotient, gradcheck
 from lora_np.lora import LoraEmbedding, LoraLinear
-from lora_np.model import Attention, Block, Transformer
+from lora_np.methods import METHODS
+from lora_np.model import Attention, Block, Reading, Transformer
 from lora_np.operations.attention import QUERIES
 from lora_np.operations.head import WORDS
 from lora_np.parameters import parameters
 
-# At this seed W is square (4, 4), the rank is 2, and there are 4 · 4 rows and 2 heads: every fault below can be made.
-# At the other it is (3, 2).
-SQUARE, OBLONG = 13, 9
+# At this seed W is square (4, 4), of a linear map and of an adapted one, the rank is 2: every fault below can be made.
+# At the other it is not square.
+SQUARE, OBLONG = 110, 9
 
 # What is differentiated by nobody: integers, settings, masks.
 SETTINGS = {
@@ -95,23 +94,24 @@ def counting(case: Case, calls: list[str]) -> Case:
     return replace(case, hand=lambda point: (calls.append(case.name), case.hand(point))[1])
 
 
-def test_a_check_evaluates_the_loss_six_times_an_entry_and_once_for_its_gradients() -> None:
+def test_a_check_evaluates_the_loss_twice_a_level_for_each_entry_and_once_for_its_gradients() -> None:
     calls: list[str] = []
     case = next(operation_cases(0))
     check(counting(case, calls))
-    assert len(calls) == 6 * sum(array.size for array in case.point.values()) + 1
+    assert len(calls) == 2 * LEVELS * sum(array.size for array in case.point.values()) + 1
 
 
 def test_the_whole_check_has_a_few_thousand_entries_at_any_seed() -> None:
-    """What it takes: most of six times so many evaluations are of whole models, half a millisecond each."""
-    entries = [sum(array.size for case in all_cases(seed) for array in case.point.values()) for seed in range(12)]
+    """What it takes: most of eight times so many evaluations are of whole models, half a millisecond each."""
+    entries = [sum(array.size for case in all_cases(seed) for array in case.point.values()) for seed in range(6)]
     assert 1000 < min(entries) < max(entries) < 6000
 
 
 def test_only_the_gradient_of_a_keys_bias_vanishes_identically(whole: Report) -> None:
     verdicts = {(row.case, row.array): row.verdict for row in whole.rows}
     is_key_bias = {name: ".key." in name[1] and name[1].endswith(".b") for name in verdicts}
-    assert sum(is_key_bias.values()) == 6  # two layers of three models
+    trained = {case: sum(value for name, value in is_key_bias.items() if name[0] == case) for case in METHOD_CASES}
+    assert {case: n for case, n in trained.items() if n} == {"lora": 2, "full": 2, "top": 1, "bitfit": 2}  # a layer
     assert {name for name, verdict in verdicts.items() if verdict == "zero"} == {
         n for n, is_ in is_key_bias.items() if is_
     }
@@ -138,13 +138,26 @@ def test_a_watcher_sees_every_case_and_a_report_of_none_does_not_hold() -> None:
 
 
 def assert_every_operation_has_a_case(exported: Iterable[str]) -> None:
-    assert {case.name.split(",")[0] for case in operation_cases(0)} == set(exported)
+    assert {name.split(",")[0] for name in CASES} == set(exported)
+    assert [case.name for case in operation_cases(0)] == list(CASES)
 
 
 def test_every_exported_operation_has_a_case_and_one_without_would_be_found() -> None:
     assert_every_operation_has_a_case(operations.__all__)
     with pytest.raises(AssertionError):
         assert_every_operation_has_a_case([*operations.__all__, "convolution"])
+
+
+def assert_every_method_has_a_case(methods: Mapping[str, type]) -> None:
+    assert {name: type(method) for name, method in METHOD_CASES.items()} == dict(methods)
+    assert [case.name for case in model_cases(0)] == [*METHOD_CASES, "full, bidirectional and padded"]
+
+
+def test_every_method_has_a_case_and_one_without_or_with_anothers_would_be_found() -> None:
+    assert_every_method_has_a_case(METHODS)
+    for wrong in ({**METHODS, "another": METHODS["lora"]}, {**METHODS, "lora": METHODS["full"]}):
+        with pytest.raises(AssertionError):
+            assert_every_method_has_a_case(wrong)
 
 
 def test_every_argument_that_can_be_differentiated_is_checked() -> None:
@@ -158,16 +171,22 @@ def test_every_trained_array_of_the_adapted_model_is_checked(whole: Report) -> N
     adapted = {f"blocks.{i}.{name}.{part}" for i in (0, 1) for name in maps for part in ("A", "B", "base.b")}
     shifts = {f"blocks.{i}.{name}.beta" for i in (0, 1) for name in ("attention_norm", "mlp_norm")}
     expected = adapted | shifts | {"norm.beta", "tokens.A", "tokens.B"}
-    assert {row.array for row in whole.rows if row.case == "adapted model"} == expected
+    assert {row.array for row in whole.rows if row.case == "lora"} == expected
 
 
 def test_every_array_of_the_full_models_is_checked(whole: Report) -> None:
-    for case, tied in (("full model, causal", True), ("full model, bidirectional, padded", False)):
+    for case, tied in (("full", True), ("full, bidirectional and padded", False)):
         assert {row.array for row in whole.rows if row.case == case} == set(parameters(model(tied=tied)))
 
 
+def test_every_trained_array_of_every_method_is_checked(whole: Report) -> None:
+    for name, method in METHOD_CASES.items():
+        trained = method.trained(method.apply(small_model(rng()), rng()))
+        assert {row.array for row in whole.rows if row.case == name} == set(trained) != set(), name
+
+
 def test_B_is_not_zero_where_the_adapted_model_is_checked() -> None:
-    point = adapted_case(rng()).point
+    point = lora_case(0).point
     assert all(abs(array).min() > 0 for name, array in point.items() if name.endswith(".B"))
 
 
@@ -196,9 +215,14 @@ class Fault:
         return case_of(self.case, seed, self.stand_in)
 
 
+def lora_case(seed: int) -> Case:
+    return model_case("lora", small_model(rng(seed), d_head=4), METHOD_CASES["lora"], rng(seed + 1))
+
+
 def case_of(name: str, seed: int, operations: Any = operations) -> Case:
-    cases = joined_cases if name.endswith(", joined") else operation_cases
-    return next(case for case in cases(rng(seed), operations) if case.name == name)
+    if not name.endswith(", joined"):
+        return operation_case(name, seed, operations)
+    return next(case for case in joined_cases(seed, operations) if case.name == name)
 
 
 def backward_fault(case: str, arrays: str, change: Change) -> Fault:
@@ -706,38 +730,38 @@ def scaled_by(factor: float) -> Callable[..., Any]:
     return lambda module, x: right(replace(module, scaling=factor * module.scaling), x)
 
 
-def without_residual(block: Block, h: Any, mask: Any = None, cache: Any = None) -> Any:
-    attended = h + block.attention(block.attention_norm(h), mask, cache)
+def without_residual(block: Block, h: Any, reading: Reading) -> Any:
+    attended = h + block.attention(block.attention_norm(h), reading)
     return block.mlp(block.mlp_norm(attended))
 
 
-def post_norm(block: Block, h: Any, mask: Any = None, cache: Any = None) -> Any:
-    attended = block.attention_norm(h + block.attention(h, mask, cache))
+def post_norm(block: Block, h: Any, reading: Reading) -> Any:
+    attended = block.attention_norm(h + block.attention(h, reading))
     return block.mlp_norm(attended + block.mlp(attended))
 
 
-def seeing_the_future(layer: Attention, x: Any, mask: Any = None, cache: Any = None) -> Any:
+def seeing_the_future(layer: Attention, x: Any, reading: Reading) -> Any:
     q, k, v = layer.query(x), layer.key(x), layer.value(x)
-    return layer.output(operations.attention(q, k, v, layer.heads, False, mask))
+    return layer.output(operations.attention(q, k, v, layer.heads, False, reading.mask))
 
 
-def exchanged(layer: Attention, x: Any, mask: Any = None, cache: Any = None) -> Any:
+def exchanged(layer: Attention, x: Any, reading: Reading) -> Any:
     q, k, v = layer.query(x), layer.key(x), layer.value(x)
-    return layer.output(operations.attention(k, q, v, layer.heads, layer.causal, mask))
+    return layer.output(operations.attention(k, q, v, layer.heads, layer.causal, reading.mask))
 
 
 HIDDEN = Transformer.hidden
 
 
-def padding_seen(model: Transformer, tokens: Any, mask: Any = None, caches: Any = None) -> Any:
-    return HIDDEN(model, tokens)
+def padding_seen(model: Transformer, tokens: Any, mask: Any = None, **rest: Any) -> Any:
+    return HIDDEN(model, tokens, **rest)
 
 
 MODEL_FAULTS: dict[str, tuple[Any, str, Callable[..., Any], str]] = {
     "a scaling lost in the model": (LoraLinear, "__call__", scaled_by(2.0), "blocks.1.mlp.down.B"),
     "a scaling off by a millionth": (LoraLinear, "__call__", scaled_by(1 + 1e-6), "blocks.0.attention.query.A"),
     "a low-rank branch that is left out": (LoraLinear, "__call__", lambda m, x: m.base(x), "blocks.0.mlp.up.A"),
-    "a head of the old token table": (LoraEmbedding, "logits", lambda m, h: m.base.logits(h), "tokens.B"),
+    "a head of the old token table": (LoraEmbedding, "as_head", lambda m: m.base.as_head(), "tokens.B"),
     "a dropped residual": (Block, "__call__", without_residual, "blocks.0.attention.value.B"),
     "a norm after the sum": (Block, "__call__", post_norm, "blocks.0.attention.value.A"),
     "a query that sees the future": (Attention, "__call__", seeing_the_future, "blocks.1.attention.key.A"),
@@ -748,7 +772,7 @@ MODEL_FAULTS: dict[str, tuple[Any, str, Callable[..., Any], str]] = {
 @pytest.mark.parametrize("name", MODEL_FAULTS)
 def test_the_check_of_an_adapted_model_catches(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     where, method, wrong, array = MODEL_FAULTS[name]
-    whole = adapted_case(rng(SQUARE))
+    whole = lora_case(SQUARE)
     case = replace(whole, point={name: whole.point[name] for name in (array, "norm.beta")})
     assert row_of(case, array).verdict == "equal"
     monkeypatch.setattr(where, method, wrong)
@@ -756,7 +780,8 @@ def test_the_check_of_an_adapted_model_catches(name: str, monkeypatch: pytest.Mo
 
 
 def test_the_check_of_a_bidirectional_model_catches_padding_that_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = full_case(rng(SQUARE), causal=False)
+    base = small_model(rng(SQUARE), causal=False)
+    whole = model_case("full", base, METHOD_CASES["full"], rng(SQUARE + 1))
     case = replace(whole, point={"norm.gamma": whole.point["norm.gamma"]})
     assert row_of(case, "norm.gamma").verdict == "equal"
     monkeypatch.setattr(Transformer, "hidden", padding_seen)
@@ -806,8 +831,8 @@ def test_a_smooth_function_is_equal() -> None:
 
 
 def test_of_a_function_too_rough_for_the_step_nothing_can_be_said() -> None:
-    """At sin(x/h) the quotient of step h is off by a sixth: its third derivative is h⁻³."""
-    row = row_of(plain_case(lambda x: anp.sin(x / STEP), 0.0), "x")
+    """At sin(6x/h) the quotient of the finest step, h/8, is off by a tenth: its third derivative is (h/6)⁻³."""
+    row = row_of(plain_case(lambda x: anp.sin(6 * x / STEP), 0.0), "x")
     assert row.hand_textbook == 0.0
     assert row.verdict == "cannot be said"
     assert not Report(0, (row,)).holds
@@ -819,8 +844,8 @@ def test_of_a_function_whose_rounding_drowns_its_slope_nothing_can_be_said() -> 
 
 
 def test_a_slope_that_the_error_of_the_quotient_hides_is_not_called_zero() -> None:
-    """sin(x/h) − x/h + x/10 has the slope 1/10 at 0, and an e of about 20."""
-    row = row_of(plain_case(lambda x: anp.sin(x / STEP) - x / STEP + 0.1 * x, 0.0), "x")
+    """sin(6x/h) − 6x/h + x/10 has the slope 1/10 at 0, and an e of about 7."""
+    row = row_of(plain_case(lambda x: anp.sin(6 * x / STEP) - 6 * x / STEP + 0.1 * x, 0.0), "x")
     assert row.hand_textbook == 0.0
     assert row.uncertainty > 1.0
     assert row.verdict == "cannot be said"
