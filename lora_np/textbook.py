@@ -1,4 +1,4 @@
-r"""Read this first: a transformer with LoRA on one page of plain `autograd.numpy`.
+r"""Read this first: a transformer with LoRA in a few pages of plain `autograd.numpy`.
 
 No trick and no derivation: every line is the equation, and autograd differentiates it, to any order. It is the first
 of the three witnesses, so it shares no code with the rest of the package. Parameters come as one flat dict,
@@ -13,7 +13,20 @@ What else a model is, is said by what is there and what is not:
     no beta            RMS norm                     mlp.gate.W      SwiGLU in place of GELU
     no positions.W     rotary positions             key.W           of fewer rows than query.W: shared keys and values
     types.W            types of tokens              first_norm      a norm of the embeddings; no norm.gamma, no last one
-    head.pooler.{W,b}  the head reads the first position only: (batch, 1, classes)
+    head.pooler.{W,b}  the head, head.output, reads the first position only: (batch, 1, classes)
+
+and so are the methods beside LoRA. Next to A and B of a map:
+
+    m (d_out,)         DoRA                         scale_d (rank,), scale_b (d_out,)    VeRA
+    residual           PiSSA: W less the part of it that B A starts as
+
+and next to a part of the model:
+
+    tokens.special, blocks.0.special (tokens, d)    learned rows in the place of special tokens: prefix tuning
+    attention.{keys,values} (length, d)             learned keys and values before those of the text
+    {attention,mlp}.adapter.{down,up}.{W,b}         a bottleneck behind it, or behind the block: blocks.0.adapter;
+    adapter.norm.{gamma,beta}                       with a norm before it; in place of W its Kronecker factors
+    adapter.{down,up}.{A,S,T}                       A (n, n, n), S (n, ., rank), T (n, rank, .): Compacter
 
 Only two things are not seen in it: `post`, the norms stand after the sums, and `exact`, GELU is the exact one.
 

@@ -104,7 +104,7 @@ def test_a_check_evaluates_the_loss_twice_a_level_for_each_entry_and_once_for_it
 def test_the_whole_check_has_a_few_thousand_entries_at_any_seed() -> None:
     """What it takes: most of eight times so many evaluations are of whole models, half a millisecond each."""
     entries = [sum(array.size for case in all_cases(seed) for array in case.point.values()) for seed in range(6)]
-    assert 1000 < min(entries) < max(entries) < 6000
+    assert 1000 < min(entries) < max(entries) < 8000
 
 
 def test_only_the_gradient_of_a_keys_bias_vanishes_identically(whole: Report) -> None:

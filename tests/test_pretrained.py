@@ -259,6 +259,7 @@ def test_the_script_writes_a_model_that_learned_and_a_readme_with_its_numbers(tm
     assert f"| gzip -9 | {gzip_bits_per_byte(held_out):.3f} |" in readme
     assert f"`{digest(made)}`" in readme
     assert f"{count(made):,} parameters" in readme
+    assert [*settings_of(readme)] == [make.SIZES, *make.PHASES]
 
 
 @pytest.mark.parametrize("evaluate", [False, True])
@@ -302,8 +303,21 @@ def test_the_readme_is_of_the_model_that_ships_and_of_the_script() -> None:
     base = load_model()
     assert f"`{digest(base)}`" in said
     assert f"{count(base):,} parameters" in said
-    assert str(make.SIZES) in said
-    assert all(str(phase) in said for phase in make.PHASES)
+    assert [*settings_of(readme())] == [make.SIZES, *make.PHASES]
+
+
+def settings_of(text: str) -> Iterator[Any]:
+    """The sizes and the phases that a README states. A setting that came later is not in an older one: it is at the
+    value that leaves things as they were before it."""
+    known = {kind.__name__: kind for kind in (TransformerConfig, make.Phase, TrainingConfig)}
+    for line in re.findall(r"^(?:- sizes:|  \d\.) (\w+\(.*\))$", text, re.M):
+        yield eval(line, {"__builtins__": {}}, known)
+
+
+def test_a_readme_that_states_another_setting_is_found() -> None:
+    for stated_, other in (("beta2=0.99", "beta2=0.999"), ("clip=1.0", "clip=2.0"), ("layers=4", "layers=5")):
+        assert stated_ in readme()
+        assert [*settings_of(readme().replace(stated_, other))] != [make.SIZES, *make.PHASES]
 
 
 def test_the_model_that_ships_beats_both_baselines() -> None:
