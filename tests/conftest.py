@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Generator
 
 # Before anything imports NumPy. The tests' matrices are small: several threads for one product only spin and wait, and
 # fight over the cores with those of the other test processes. A test that needs more than one asks for them.
@@ -18,6 +19,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_sessionfinish() -> None:
-    warm.end()  # before the coverage of every process is put together
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_runtestloop() -> Generator[None, object, object]:
+    try:
+        return (yield)
+    finally:
+        warm.end()  # before the coverage of every process is put together

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import re
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,6 +51,17 @@ def test_every_command_of_the_table_exists() -> None:
 
     named = set(re.findall(r"^\| `lora-np (\w+)", README, re.MULTILINE))
     assert named == set(get_command(app).commands)
+
+
+def test_what_it_tells_to_install_is_in_this_clone() -> None:
+    """Nothing is released: `pip install lora_np` would find nothing, or somebody else's."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    named = re.findall(r"pip install (?:--quiet )?([^#&\n`]+)", README)
+    assert len(named) >= 4
+    for line in named:
+        found = re.fullmatch(r'-e (?:\.|"\.\[(\w+(?:,\w+)*)\]")', line.strip())
+        assert found, line
+        assert set((found[1] or "").split(",")) - {""} <= set(project["optional-dependencies"])
 
 
 @pytest.mark.parametrize("name", ["study", "test"])

@@ -57,11 +57,13 @@ def exit_code(arguments: list[str], cwd: Path, env: dict[str, str], code: str, s
     socket.send_fds(ours, [b"!"], streams)
     ours.sendall(json.dumps([code, arguments, str(cwd), env]).encode() + b"\n")
     try:
-        return int(ours.recv(64))
+        answer = ours.recv(64)
     except TimeoutError:
         os.killpg(process.pid, signal.SIGKILL)
         end()
         raise
+    assert answer, process.communicate()[1].decode()
+    return int(answer)
 
 
 def _whole(stream: int) -> str:
@@ -75,7 +77,7 @@ def end() -> None:
         process, ours = _warm()
         _warm.cache_clear()
         ours.close()
-        process.wait(PATIENCE)
+        process.communicate(timeout=PATIENCE)
 
 
 @cache
@@ -85,6 +87,8 @@ def _warm() -> tuple[subprocess.Popen[bytes], socket.socket]:
     process = subprocess.Popen(
         [sys.executable, __file__, str(its.fileno())],
         pass_fds=[its.fileno()],
+        stdout=subprocess.PIPE,  # as those of the runs, no files: Python asks once whether it can seek in a stream
+        stderr=subprocess.PIPE,
         env={**os.environ, **PLAIN},
         process_group=0,  # a run that hangs is killed together with it
     )
@@ -117,11 +121,9 @@ def next_run(requests: socket.socket) -> str | None:
 def become(streams: list[int], arguments: list[str], cwd: str, env: dict[str, str]) -> None:
     """Make this fork what a Python is that was started just now."""
     for number, stream in enumerate(streams):
-        os.dup2(stream, number)
+        os.dup2(stream, number)  # below sys.stdin, sys.stdout and sys.stderr, which nobody has used yet
         os.close(stream)
-    sys.stdin = open(0, closefd=False)  # noqa: SIM115
-    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
-    sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
+    sys.stdout.reconfigure(line_buffering=os.isatty(1))  # type: ignore[union-attr]
     sys.argv[:], sys.path[0] = ["-c", *arguments], ""
     os.chdir(cwd)
     os.environ.clear()

@@ -34,10 +34,11 @@ queries of all heads of the group.
 constant vector may be taken out of v and o alike; and since (S6) sums to zero over j, any constant may be taken out
 of k in (S7). Taking out the means over the keys is exact in real arithmetic and far better in floating point.
 
-The scores are made for 64 queries at a time and nothing above the diagonal is computed; backward makes p again from
-the saved ℓ instead of keeping it, so no array of queries × keys is ever whole. What is then taken off every row, ℓ in
-(S2) and $g_i\cdot o_i$ in (S6), costs no pass over the scores: it stands in a column of its own beside the queries and
-beside g, and meets a column of ones beside the keys and the values, $[a, -c]\cdot[b, 1] = a\cdot b - c$.
+The scores are made for 64 queries at a time, causal ones up to the block's last key: above the diagonal only half of
+each 64 × 64 block on it is computed, and hidden. Backward makes p again from the saved ℓ instead of keeping it, so no
+array of queries × keys is ever whole. What is then taken off every row, ℓ in (S2) and $g_i\cdot o_i$ in (S6), costs no
+pass over the scores: it stands in a column of its own beside the queries and beside g, and meets a column of ones
+beside the keys and the values, $[a, -c]\cdot[b, 1] = a\cdot b - c$.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ from ..threads import each
 
 Group = tuple[slice, slice]  # of sequences, of heads
 
-QUERIES = 64  # rows of scores made at a time: narrow enough to skip what lies above the diagonal
+QUERIES = 64  # rows of scores made at a time: narrow enough to skip most of what lies above the diagonal
 SCORES = 1 << 19  # numbers of one call: fewer, and two threads spend their time handing over the interpreter lock
 DEVICE_SCORES = 1 << 28  # the same on a device, where every call costs a launch: all queries at once, 1 GiB in float32
 
