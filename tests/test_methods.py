@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import strict_array
 from builders import assert_agree, assert_shrinks, cast, hashes, model, random_batch, tokens_of
-from lora_np.cases import METHOD_CASES, model_case, small_model
 
 from lora_np import lora as lora_module
 from lora_np import model as model_module
 from lora_np.adaptation import CHECKPOINT, DataConfig, Interrupted, Outcome, adapt_to_file, run
+from lora_np.cases import METHOD_CASES, model_case, small_model
 from lora_np.certificate import certify
 from lora_np.config import SHAPES
 from lora_np.costs import bill
