@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from .arrays import Array
 from .config import TransformerConfig
+from .config import described as described_sizes
 from .devices import to_host
 from .folders import new_folder
 from .lora import adapters
@@ -52,7 +53,7 @@ def save_model(
         raise ValueError(f"the model carries a {type(wrapper).__name__} at {path}: merge it, or save its adapter")
     _check_plain(model)
     arrays = _stored_as(parameters(model), np.dtype(dtype))
-    config = dataclasses.asdict(model.config)
+    config = described_sizes(model.config)
     with new_folder(folder, MODEL, overwrite=overwrite) as new:
         write_arrays(new / "model.safetensors", arrays, {ABOUT: json.dumps(config)})
         write_json(new / "config.json", config)
@@ -177,7 +178,7 @@ def _stored(state: TrainingState) -> Arrays:
 
 def digest(model: Transformer) -> str:
     """SHA-256 of the sizes and of every array's name, shape and float32 bytes."""
-    return digest_of(parameters(model), json.dumps(dataclasses.asdict(model.config), sort_keys=True))
+    return digest_of(parameters(model), json.dumps(described_sizes(model.config), sort_keys=True))
 
 
 def digest_of(arrays: Mapping[str, Array], about: str = "") -> str:

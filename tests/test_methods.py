@@ -16,8 +16,9 @@ import strict_array
 from builders import assert_agree, assert_shrinks, cast, hashes, model, random_batch, tokens_of
 
 from lora_np import lora as lora_module
-from lora_np import model as model_module
+from lora_np import modules as modules_module
 from lora_np.adaptation import CHECKPOINT, DataConfig, Interrupted, Outcome, adapt_to_file, run
+from lora_np.cases import model_case
 from lora_np.certificate import certify
 from lora_np.config import SHAPES, TransformerConfig
 from lora_np.costs import bill
@@ -25,7 +26,7 @@ from lora_np.devices import to_device, to_host
 from lora_np.files import load_adapter, read_arrays, save_adapter
 from lora_np.folders import partial_folder
 from lora_np.generation import generate
-from lora_np.gradients import _model_case, check
+from lora_np.gradients import check
 from lora_np.method import Method
 from lora_np.methods import METHODS, adapt, bottleneck, described, method_from, name_of, prefix, variants
 from lora_np.model import Reading, Transformer, initialize, skeleton
@@ -142,7 +143,7 @@ def test_a_method_can_be_written_as_json_and_read_back(name: str) -> None:
 def test_three_witnesses_agree_on_every_array_that_is_trained(name: str) -> None:
     layers = 1 if name in ("full", "bitfit", "top", "compacter") else 2  # of many numbers a block
     sizes = TransformerConfig(vocab=4, context=6, d_model=4, layers=layers, heads=2, d_ff=3)
-    case = _model_case(name, initialize(sizes, rng(), np.float64), _small(name), rng(5), "cpu")
+    case = model_case(name, initialize(sizes, rng(), np.float64), _small(name), rng(5), "cpu")
     rows = check(case)
     assert [(row.array, row.verdict) for row in rows if not row.holds] == []
     assert {row.array for row in rows} == set(_small(name).trained(_small(name).apply(skeleton(sizes), None)))
@@ -470,7 +471,7 @@ def spied() -> Iterator[SimpleNamespace]:
         return call
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (model_module, lora_module, bottleneck, prefix, variants):
+        for module in (modules_module, lora_module, bottleneck, prefix, variants):
             for name in OPERATIONS:
                 if hasattr(module, name):
                     patch.setattr(module, name, spy(name, getattr(module, name)))
