@@ -140,7 +140,7 @@ def _config(found: Mapping[str, Any], family: str, tensors: Mapping[str, Tensor]
     d_head = found.get("d_head", found["d_model"] // found["heads"])
     if d_head * found["heads"] != found["d_model"]:
         raise ValueError(
-            f"{where}: heads of {d_head} columns are not read where {found['heads']} of them are not d_model"
+            f"{where}: {found['heads']} heads must have d_model = {found['d_model']} columns, got {d_head} each"
         )
     sizes = {name: found[name] for name in ("vocab", "context", "d_model", "layers", "heads", "causal", "tied", "eps")}
     more = {name: found[name] for name in ("d_ff", "kv_heads") if name in found}
