@@ -1,13 +1,40 @@
 r"""The sizes of a transformer, the maps in it that can be adapted, and the sizes that have a name. No array is made.
 
-layers L    d_model d    d_ff f    heads    vocab V    context n
+layers L    d_model d    d_ff f    heads    vocab V    context n    width of the keys k
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
-from .names import ATTENTION, nearest_first
+from .names import nearest_first
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What distinguishes one kind of transformer from another, and no size.
+
+    norm        "layer" or "rms"                      mlp      "gelu", "gelu, exact" or "swiglu"
+    positions   "learned" or "rotary"                 biases   the maps of a block that have one
+    post        do the norms stand after the sums, and one after the embeddings? Else before the steps, and one last
+    """
+
+    norm: str
+    positions: str
+    mlp: str
+    post: bool
+    biases: tuple[str, ...]
+
+
+_ALL = ("query", "key", "value", "output", "up", "down")
+ARCHITECTURES = {
+    "gpt2": Architecture("layer", "learned", "gelu", post=False, biases=_ALL),
+    "llama": Architecture("rms", "rotary", "swiglu", post=False, biases=()),
+    "qwen2": Architecture("rms", "rotary", "swiglu", post=False, biases=("query", "key", "value")),
+    "bert": Architecture("layer", "learned", "gelu, exact", post=True, biases=_ALL),
+}
 
 
 @dataclass(frozen=True)
@@ -20,7 +47,14 @@ class TransformerConfig:
     causal    may a position see only what is before it?
     tied      is the token table also the output head?
 
-    Raises ValueError for a size that is no positive whole number, or heads that do not divide d_model.
+    What follows was not always here; where it says nothing new, it is not written down (`described`).
+
+    architecture  a row of ARCHITECTURES      kv_heads  of keys and values, a divisor of heads; heads when None
+    theta         of rotary positions         eps       of the norms
+    types         kinds of tokens; 0: none    classes   what a head of classes tells apart; 0: the head predicts words
+
+    Raises ValueError for a size that is no positive whole number, heads that do not divide d_model, kv_heads that do
+    not divide heads, or an architecture that is not known.
     """
 
     vocab: int
@@ -31,30 +65,94 @@ class TransformerConfig:
     d_ff: int | None = None
     causal: bool = True
     tied: bool = True
+    architecture: str = "gpt2"
+    kv_heads: int | None = None
+    theta: float = 1e4
+    eps: float = 1e-5
+    types: int = 0
+    classes: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("vocab", "context", "d_model", "layers", "heads", "d_ff"):
-            value = getattr(self, name)
-            if not (name == "d_ff" and value is None) and (type(value) is not int or value < 1):
+        for name in ("vocab", "context", "d_model", "layers", "heads", "d_ff", "kv_heads", "types", "classes"):
+            value, field = getattr(self, name), self.__dataclass_fields__[name]
+            if value != field.default and (type(value) is not int or value < 1):
                 raise ValueError(f"{name} must be a positive whole number, got {value!r}")
+        for name in ("theta", "eps"):
+            value = getattr(self, name)
+            if type(value) not in (int, float) or not 0.0 < value < math.inf:
+                raise ValueError(f"{name} must be a positive number, got {value!r}")
         for name in ("causal", "tied"):
             if type(getattr(self, name)) is not bool:
                 raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
         if self.d_model % self.heads:
             raise ValueError(f"heads must divide d_model, got {self.heads} heads for d_model {self.d_model}")
+        if self.kv_heads is not None and self.heads % self.kv_heads:
+            raise ValueError(f"kv_heads must divide heads, got {self.kv_heads} for {self.heads} heads")
+        if self.architecture not in ARCHITECTURES:
+            raise ValueError(
+                f"architecture must be one of {nearest_first(str(self.architecture), ARCHITECTURES)}; "
+                f"got {self.architecture!r}"
+            )
+        if self.kind.positions == "rotary" and self.d_head % 2:
+            raise ValueError(
+                f"rotary positions turn pairs of columns, got {self.d_head} columns a head: choose other heads"
+            )
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in described(self).items())})"
+
+    @property
+    def kind(self) -> Architecture:
+        """The row of its architecture."""
+        return ARCHITECTURES[self.architecture]
 
     @property
     def d_hidden(self) -> int:
         """The width of the MLP in numbers."""
         return self.d_ff or 4 * self.d_model
 
+    @property
+    def d_head(self) -> int:
+        """The columns of one head."""
+        return self.d_model // self.heads
+
+    @property
+    def d_keys(self) -> int:
+        """The width k of keys and values: d where every head has its own."""
+        return self.d_head * (self.kv_heads or self.heads)
+
+    @property
+    def outcomes(self) -> int:
+        """What the head tells apart: classes, or words."""
+        return self.classes or self.vocab
+
+
+def described(config: TransformerConfig) -> dict[str, Any]:
+    """The settings as a file holds them, and as digests see them: the eight of GPT-2, and of the rest what is new."""
+    first = tuple(field.name for field in fields(config)[:8])
+    return {
+        name: value
+        for name, value in asdict(config).items()
+        if name in first or value != config.__dataclass_fields__[name].default
+    }
+
+
+def _in_block(config: TransformerConfig) -> dict[str, tuple[int, int]]:
+    """(d_in, d_out) of the maps of one block."""
+    d, f, k = config.d_model, config.d_hidden, config.d_keys
+    gate = {"mlp.gate": (d, f)} if config.kind.mlp == "swiglu" else {}
+    attention = {"query": (d, d), "key": (d, k), "value": (d, k), "output": (d, d)}
+    return {**{f"attention.{name}": s for name, s in attention.items()}, **gate, "mlp.up": (d, f), "mlp.down": (f, d)}
+
 
 def maps(config: TransformerConfig) -> dict[str, tuple[int, int]]:
     """(d_in, d_out) of every map that can be adapted; a token is a one-hot vector, so the table maps V to d."""
-    d, f = config.d_model, config.d_hidden
-    in_block = {**dict.fromkeys(ATTENTION, (d, d)), "mlp.up": (d, f), "mlp.down": (f, d)}
-    blocks = {f"blocks.{layer}.{name}": sizes for layer in range(config.layers) for name, sizes in in_block.items()}
-    return {"tokens": (config.vocab, d), **blocks, **({} if config.tied else {"head": (d, config.vocab)})}
+    d = config.d_model
+    blocks = {f"blocks.{layer}.{name}": s for layer in range(config.layers) for name, s in _in_block(config).items()}
+    head = {} if config.tied else {"head": (d, config.vocab)}
+    if config.classes:
+        head = {"head.pooler": (d, d), "head.output": (d, config.classes)}
+    return {"tokens": (config.vocab, d), **blocks, **head}
 
 
 def parameter_count(config: TransformerConfig) -> int:
@@ -70,37 +168,54 @@ def parameter_count(config: TransformerConfig) -> int:
     >>> parameter_count(SHAPES["gpt2-medium"])
     354823168
 
+    In other architectures keys and values have k columns, an MLP may have three matrices, norms only gains, and T
+    types of tokens and a head of C classes their own arrays. With m = 2 or 3 and the biases β of (C2),
+
+    $$N = L\,(2d^2 + 2dk + m\,df + \underbrace{2d}_{gains}) + (V\,[\,+\,n\,]\,+ T)\,d + \underbrace{d}_{one\ more\ gain}
+        \;[\,+\,Vd\,]\;[\,+\,d^2 + Cd\,] + \beta \tag{C1b}$$
+
     Source: counted from the architecture. Hu et al., Table 3, prints 354.92M for GPT-2 medium (0.097M more
     than its arrays hold) and 774.03M for GPT-2 large (exact); Table 4's 175,255.8M for GPT-3 fits neither a
     tied nor an untied head.
     """
-    d, f = config.d_model, config.d_hidden
-    block = (4 * d * d + 4 * d) + (2 * d * f + f + d) + 4 * d
-    head = 0 if config.tied else config.vocab * d
-    return config.layers * block + (config.vocab + config.context) * d + 2 * d + head
+    d = config.d_model
+    places = config.context if config.kind.positions == "learned" else 0
+    head = d * (d + config.classes) if config.classes else 0 if config.tied else config.vocab * d
+    tables = (config.vocab + places + config.types) * d
+    return config.layers * (_in_matrices(config) + 2 * d) + tables + d + head + bias_count(config)
 
 
 def bias_count(config: TransformerConfig) -> int:
-    r"""The number of biases, which is what BitFit trains.
+    r"""The number of biases and shifts, which is what BitFit trains: β.
 
     $$L\,(\underbrace{4d}_{q,k,v,o} + \underbrace{f + d}_{MLP} + \underbrace{2d}_{two\ norms}) + d \tag{C2}$$
 
+    Llama has none. BERT has as many as GPT-2, its one more norm being the first; a head of C classes adds d + C.
+
     Source: Zaken et al. 2021, arXiv:2106.10199. Hu et al., Table 4, prints 14.2M for GPT-3; C2 gives 12.99M.
     """
-    d = config.d_model
-    return config.layers * (4 * d + config.d_hidden + d + 2 * d) + d
+    outputs = {path.rpartition(".")[2]: d_out for path, (_, d_out) in _in_block(config).items()}
+    shift = config.d_model if config.kind.norm == "layer" else 0
+    head = config.d_model + config.classes if config.classes else 0
+    return config.layers * (sum(outputs[name] for name in config.kind.biases) + 2 * shift) + shift + head
 
 
 def matrix_multiply_adds(config: TransformerConfig) -> int:
     r"""Multiply-adds of one token with the weight matrices of the model, in one direction.
 
-    $$M = L\,(4d^2 + 2df) + Vd \tag{C5}$$
+    $$M = L\,(2d^2 + 2dk + m\,df) + Vd \tag{C5}$$
 
-    The embeddings are looked up, not multiplied; the head (Vd) is multiplied, tied or not. Biases, norms and
+    for GPT-2, with k = d and m = 2, L(4d² + 2df) + Vd. The embeddings are looked up, not multiplied; the head (Vd) is
+    multiplied, tied or not; one of classes works once a sequence, not once a token, and is left out. Biases, norms and
     the activation are left out: they grow with d, not with d².
     """
-    d = config.d_model
-    return config.layers * (4 * d * d + 2 * d * config.d_hidden) + config.vocab * d
+    head = 0 if config.classes else config.vocab * config.d_model
+    return config.layers * _in_matrices(config) + head
+
+
+def _in_matrices(config: TransformerConfig) -> int:
+    """2d² + 2dk + m·df, the matrices of one block."""
+    return sum(d_in * d_out for d_in, d_out in _in_block(config).values())
 
 
 def check_rank(rank: int, d_in: int, d_out: int, path: str) -> None:

@@ -22,8 +22,10 @@ import numpy.typing as npt
 
 from .arrays import Array
 from .config import TransformerConfig
+from .config import described as described_sizes
 from .devices import to_host
 from .folders import new_folder
+from .foreign import is_foreign, load_foreign
 from .lora import adapters
 from .marks import Kind
 from .method import Method
@@ -52,7 +54,7 @@ def save_model(
         raise ValueError(f"the model carries a {type(wrapper).__name__} at {path}: merge it, or save its adapter")
     _check_plain(model)
     arrays = _stored_as(parameters(model), np.dtype(dtype))
-    config = dataclasses.asdict(model.config)
+    config = described_sizes(model.config)
     with new_folder(folder, MODEL, overwrite=overwrite) as new:
         write_arrays(new / "model.safetensors", arrays, {ABOUT: json.dumps(config)})
         write_json(new / "config.json", config)
@@ -91,8 +93,13 @@ def _stored_as(arrays: Arrays, dtype: np.dtype[Any]) -> Arrays:
 
 
 def load_model(folder: str | Path | None = None, dtype: npt.DTypeLike = np.float32) -> Transformer:
-    """Read a model folder, by default the base that ships, and compute in `dtype` whatever it is stored in."""
+    """Read a model folder, by default the base that ships, and compute in `dtype` whatever it is stored in.
+
+    One of other software is read as `lora_np.foreign` says.
+    """
     folder = BASE if folder is None else Path(folder)
+    if is_foreign(folder):
+        return load_foreign(folder, dtype)
     about, path = read_json(folder / "config.json"), folder / "config.json"
     config = _checked(TransformerConfig, about, path)
     arrays, header = read_arrays(folder / "model.safetensors")
@@ -177,7 +184,7 @@ def _stored(state: TrainingState) -> Arrays:
 
 def digest(model: Transformer) -> str:
     """SHA-256 of the sizes and of every array's name, shape and float32 bytes."""
-    return digest_of(parameters(model), json.dumps(dataclasses.asdict(model.config), sort_keys=True))
+    return digest_of(parameters(model), json.dumps(described_sizes(model.config), sort_keys=True))
 
 
 def digest_of(arrays: Mapping[str, Array], about: str = "") -> str:

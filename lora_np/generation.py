@@ -29,8 +29,11 @@ def generate(
 
     temperature 0 takes the most likely token (of equals the first); above 0 a token is drawn by `rng` from
     softmax(logits / temperature). `end` itself is not yielded. Raises ValueError for a temperature below 0 or not
-    finite, for one above 0 without rng, and for a prompt that is empty or longer than the context.
+    finite, for one above 0 without rng, for a prompt that is empty or longer than the context, and for a model that
+    does not predict what follows.
     """
+    if model.config.classes or not model.config.causal:
+        raise ValueError(f"a model must be causal to write text, and this one ({model.config.architecture}) is not")
     if not (math.isfinite(temperature) and temperature >= 0.0):
         raise ValueError(f"temperature must be a number of at least 0, got {temperature!r}")
     if not len(prompt):

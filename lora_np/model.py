@@ -2,10 +2,15 @@ r"""The transformer: frozen dataclasses that hold arrays and can be called.
 
     tokens (batch, seq) → h (batch, seq, d_model) → logits (batch, seq, vocab)
 
-Each block is pre-norm, as in GPT-2 (Radford et al. 2019, section 2.3):
+Each block is pre-norm, as in GPT-2 (Radford et al. 2019, section 2.3) and Llama, or post-norm, as in BERT (Vaswani et
+al. 2017, section 3.1):
 
-$$h \leftarrow h + \mathrm{Attention}(\mathrm{LayerNorm}(h)),\qquad
-  h \leftarrow h + \mathrm{MLP}(\mathrm{LayerNorm}(h)) \tag{M1}$$
+$$h \leftarrow h + \mathrm{Attention}(\mathrm{Norm}(h)),\qquad
+  h \leftarrow h + \mathrm{MLP}(\mathrm{Norm}(h)) \tag{M1}$$
+$$h \leftarrow \mathrm{Norm}(h + \mathrm{Attention}(h)),\qquad
+  h \leftarrow \mathrm{Norm}(h + \mathrm{MLP}(h)) \tag{M2}$$
+
+Which modules an architecture takes is a row of `config.ARCHITECTURES`; the modules are in `lora_np.modules`.
 
 Nothing is ever mutated: a changed model is a new one that shares the arrays it did not change.
 """
@@ -16,7 +21,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,159 +30,80 @@ from .arrays import Array, array_module, blank, is_array, is_box, on_device
 from .config import TransformerConfig
 from .devices import check_together, to_device
 from .differentiation import recomputed
-from .operations import attention, cross_entropy, embedding, gelu, head_cross_entropy, layer_norm, linear
+from .modules import (
+    BLOCKS,
+    MLP,
+    MLPS,
+    NORMS,
+    Attention,
+    Block,
+    Cache,
+    ClassificationHead,
+    Embedding,
+    LayerNorm,
+    Linear,
+    Reading,
+    RMSNorm,
+    Rotary,
+)
+from .operations import cross_entropy, head_cross_entropy
 from .parameters import parameters, walk, with_modules, with_parameters
 
-
-@dataclass(frozen=True)
-class Linear:
-    r"""$y = W x + b$, with W (d_out, d_in) and b (d_out,) or None."""
-
-    W: Array
-    b: Array | None = None
-
-    def __post_init__(self) -> None:
-        if self.W.ndim != 2 or (self.b is not None and self.b.shape != self.W.shape[:1]):
-            b = None if self.b is None else self.b.shape
-            raise ValueError(f"W must be (d_out, d_in) and b (d_out,) or None, got {self.W.shape} and {b}")
-
-    def __call__(self, x: Array) -> Array:
-        return linear(x, self.W, self.b)
-
-
-@dataclass(frozen=True)
-class Embedding:
-    """Row t of W (vocab, d_model) for token t; read the other way, a tied head."""
-
-    W: Array
-
-    def __call__(self, tokens: Array) -> Array:
-        return embedding(tokens, self.W)
-
-    @property
-    def words(self) -> int:
-        """How many tokens have a row."""
-        return int(self.W.shape[0])
-
-    def as_head(self) -> Linear:
-        """The map from h (..., d_model) to its product with every row: logits (..., vocab)."""
-        return Linear(self.W)
-
-
-@dataclass(frozen=True)
-class LayerNorm:
-    """Zero mean and unit variance over the last axis, then gain gamma (d,) and shift beta (d,)."""
-
-    gamma: Array
-    beta: Array
-    eps: float = 1e-5
-
-    def __call__(self, x: Array) -> Array:
-        return layer_norm(x, self.gamma, self.beta, self.eps)
-
-
-@dataclass
-class Cache:
-    """Keys and values of the positions that one attention layer has seen: (batch, room, width), `length` of them
-    filled; made when the first arrive. The only thing here that changes in place; see `lora_np.generation`."""
-
-    room: int
-    keys: Array | None = None
-    values: Array | None = None
-    length: int = 0
-
-    def extend(self, k: Array, v: Array) -> tuple[Array, Array]:
-        """Append k and v (batch, new, width); give back all keys and all values so far."""
-        if self.keys is None or self.values is None:
-            empty, shape = array_module(k).empty, (k.shape[0], self.room, k.shape[2])
-            self.keys, self.values = empty(shape, dtype=k.dtype), empty(shape, dtype=k.dtype)
-        stop = self.length + k.shape[1]
-        self.keys[:, self.length : stop] = k
-        self.values[:, self.length : stop] = v
-        self.length = stop
-        return self.keys[:, :stop], self.values[:, :stop]
-
-
-class Reading(NamedTuple):
-    """What a block is told beside h.
-
-    tokens  (batch, seq), those that are read now        mask   (batch, seq), True where a token is real; None: all are
-    cache   what this block has seen before them
-    """
-
-    tokens: Array
-    mask: Array | None = None
-    cache: Cache | None = None
-
-
-@dataclass(frozen=True)
-class Attention:
-    """Multi-head self-attention: four linear maps around the `attention` operation."""
-
-    query: Linear
-    key: Linear
-    value: Linear
-    output: Linear
-    heads: int
-    causal: bool = True
-
-    def __call__(self, x: Array, reading: Reading) -> Array:
-        return self.attend(self.query(x), *self.keys_and_values(x, reading.cache), reading.mask)
-
-    def keys_and_values(self, x: Array, cache: Cache | None) -> tuple[Array, Array]:
-        """Those of x, behind those that the cache holds."""
-        k, v = self.key(x), self.value(x)
-        return (k, v) if cache is None else cache.extend(k, v)
-
-    def attend(self, q: Array, k: Array, v: Array, mask: Array | None) -> Array:
-        """What the queries find among these keys and values, through the output map."""
-        return self.output(attention(q, k, v, self.heads, self.causal, mask))
-
-
-@dataclass(frozen=True)
-class MLP:
-    """Two linear maps with a GELU between them."""
-
-    up: Linear
-    down: Linear
-
-    def __call__(self, x: Array) -> Array:
-        return self.down(gelu(self.up(x)))
-
-
-@dataclass(frozen=True)
-class Block:
-    """One layer of the transformer, equation (M1)."""
-
-    attention_norm: LayerNorm
-    attention: Attention
-    mlp_norm: LayerNorm
-    mlp: MLP
-
-    def __call__(self, h: Array, reading: Reading) -> Array:
-        attended = h + self.attention(self.attention_norm(h), reading)
-        return attended + self.mlp(self.mlp_norm(attended))
+__all__ = [
+    "MLP",
+    "Attention",
+    "Block",
+    "Cache",
+    "Embedding",
+    "LayerNorm",
+    "Linear",
+    "Reading",
+    "Transformer",
+    "beside",
+    "check_ids",
+    "dropout_mask",
+    "head_loss",
+    "initialize",
+    "language_model_loss",
+    "place_of",
+    "recomputing",
+    "skeleton",
+    "with_dropout",
+]
 
 
 @dataclass(frozen=True)
 class Transformer:
-    """Token and position embedding, blocks, a last layer norm, and a head (None: the token table, tied)."""
+    """Token and position embedding, blocks, a last norm, and a head (None: the token table, tied).
+
+    Where norms stand after the sums there is no last one, and one of the embeddings instead, `first_norm`; tokens may
+    be of several types, which have embeddings of their own.
+    """
 
     config: TransformerConfig
     tokens: Embedding
-    positions: Embedding
+    positions: Embedding | Rotary
     blocks: tuple[Block, ...]
-    norm: LayerNorm
-    head: Linear | None = None
+    norm: LayerNorm | RMSNorm | None = None
+    head: Linear | ClassificationHead | None = None
+    types: Embedding | None = None
+    first_norm: LayerNorm | RMSNorm | None = None
 
-    def __call__(self, tokens: Array, mask: Array | None = None, caches: tuple[Cache, ...] | None = None) -> Array:
-        """Logits (batch, seq, vocab) of the token that follows each position.
+    def __call__(
+        self,
+        tokens: Array,
+        mask: Array | None = None,
+        caches: tuple[Cache, ...] | None = None,
+        types: Array | None = None,
+    ) -> Array:
+        """Logits (batch, seq, vocab) of the token that follows each position; (batch, 1, classes) of a classifier.
 
         tokens (batch, seq) integers; mask (batch, seq) True where a token is real, None when all are; caches one a
-        block, when `tokens` continues what they have seen. Raises TypeError or ValueError for tokens that are not
-        integers in [0, vocab), more of them than the context holds, or a device other than that of the model.
+        block, when `tokens` continues what they have seen; types (batch, seq) of the tokens, None when all are 0.
+        Raises TypeError or ValueError for tokens that are not integers in [0, vocab), more of them than the context
+        holds, types of a model that has none, or a device other than that of the model.
         """
-        return self.output(self.hidden(tokens, mask, caches))
+        return self.output(self.hidden(tokens, mask, caches, types))
 
     @property
     def output(self) -> Any:
@@ -189,17 +115,31 @@ class Transformer:
         tokens: Array,
         mask: Array | None = None,
         caches: tuple[Cache, ...] | None = None,
+        types: Array | None = None,
+        *,
         through: Callable[[Any, Array, Reading], Array] = lambda block, h, reading: block(h, reading),
     ) -> Array:
         """The normalised residual stream before the head, (batch, seq, d_model); `through` applies a block to it."""
         seen = caches[0].length if caches else 0
         _check_tokens(tokens, seen, self)
-        check_together(model=place_of(self), tokens=tokens, mask=mask, caches=caches[0].keys if caches else None)
-        places = array_module(tokens).arange(seen, seen + tokens.shape[1])
-        h = self.tokens(tokens) + self.positions(places)
+        _check_types(types, tokens, self)
+        place = place_of(self)
+        check_together(model=place, tokens=tokens, mask=mask, caches=caches[0].keys if caches else None)
+        h, tables = self._embedded(tokens, seen, types), None
+        if isinstance(self.positions, Rotary):
+            tables = self.positions.tables(seen, tokens.shape[1], place)
         for i, block in enumerate(self.blocks):
-            h = through(block, h, Reading(tokens, mask, caches[i] if caches else None))
-        return self.norm(h)
+            h = through(block, h, Reading(tokens, mask, caches[i] if caches else None, tables))
+        return h if self.norm is None else self.norm(h)
+
+    def _embedded(self, tokens: Array, seen: int, types: Array | None) -> Array:
+        """What the first block reads: (batch, seq, d_model)."""
+        h = self.tokens(tokens)
+        if not isinstance(self.positions, Rotary):
+            h = h + self.positions(array_module(tokens).arange(seen, seen + tokens.shape[1]))
+        if self.types is not None:
+            h = h + self.types(array_module(tokens).zeros_like(tokens) if types is None else types)
+        return h if self.first_norm is None else self.first_norm(h)
 
     def caches(self) -> tuple[Cache, ...]:
         """Empty caches, one a block, each for the whole context."""
@@ -226,6 +166,16 @@ def _check_tokens(tokens: Array, seen: int, model: Transformer) -> None:
     if length > model.config.context:
         raise ValueError(f"the context holds {model.config.context} tokens, got a sequence of {length}")
     check_ids(tokens, model.tokens.words)
+
+
+def _check_types(types: Array | None, tokens: Array, model: Transformer) -> None:
+    if types is None:
+        return
+    if model.types is None:
+        raise ValueError("this model has no types of tokens: leave them out")
+    if not (is_array(types) and types.dtype.kind in "iu" and types.shape == tokens.shape):
+        raise ValueError(f"types must be integers of the shape of tokens, {tokens.shape}, got {np.shape(types)}")
+    check_ids(types, model.types.words)
 
 
 def check_ids(ids: Array, words: int) -> None:
@@ -262,16 +212,20 @@ def dropout_mask(rng: np.random.Generator, x: Array, probability: float) -> Arra
     return array_module(x).asarray((keep / (1.0 - probability)).astype(x.dtype))
 
 
-def language_model_loss(model: Any, batch: Any, mask: Array | None = None, *, recompute: bool = False) -> Any:
+def language_model_loss(
+    model: Any, batch: Any, mask: Array | None = None, types: Array | None = None, *, recompute: bool = False
+) -> Any:
     r"""The masked language-modelling loss of a batch, in nats per trained token; Hu et al. 2021, equation 2.
 
     batch has tokens and targets (batch, seq) and weights (batch, seq) that sum to 1 over the whole batch; mask (batch,
     seq) is True where a token is real, None when all are; `recompute` keeps only the input of each block for backward.
-    Raises TypeError when a part of it is not on the device of the model, ValueError for a target outside [0, vocab).
+    Of a model that classifies, targets and weights are (batch, 1). Raises TypeError when a part of it is not on the
+    device of the model, ValueError for a target outside [0, vocab) or [0, classes).
     """
     check_together(model=place_of(model), targets=batch.targets, weights=batch.weights)
-    check_ids(batch.targets, model.config.vocab)
-    h = model.hidden(batch.tokens, mask, through=recomputing) if recompute else model.hidden(batch.tokens, mask)
+    check_ids(batch.targets, model.config.outcomes)
+    through = {"through": recomputing} if recompute else {}
+    h = model.hidden(batch.tokens, mask, types=types, **through)
     return head_loss(model.output, h, batch.targets, batch.weights)
 
 
@@ -301,24 +255,41 @@ def skeleton(config: TransformerConfig, dtype: npt.DTypeLike = np.float32) -> Tr
 
 def _built(config: TransformerConfig, drawn: Callable[..., Array], constant: Callable[..., Array]) -> Transformer:
     """The tree of modules: weights by drawn(scale, *shape), biases, gains and shifts by constant(value, *shape)."""
-    d, f = config.d_model, config.d_hidden
+    d, k, f, kind = config.d_model, config.d_keys, config.d_hidden, config.kind
     into_stream = 1.0 / math.sqrt(2.0 * config.layers)
 
-    def dense(d_out: int, d_in: int, scale: float = 1.0) -> Linear:
-        return Linear(drawn(scale, d_out, d_in), constant(0.0, d_out))
+    def dense(name: str, d_out: int, d_in: int, scale: float = 1.0) -> Linear:
+        return Linear(drawn(scale, d_out, d_in), constant(0.0, d_out) if name in kind.biases else None)
 
-    def norm() -> LayerNorm:
-        return LayerNorm(constant(1.0, d), constant(0.0, d))
+    def norm() -> Any:
+        gains = (1.0, 0.0)[: 2 if kind.norm == "layer" else 1]
+        return NORMS[kind.norm](*(constant(value, d) for value in gains), config.eps)
 
     def block() -> Block:
-        heads = Attention(dense(d, d), dense(d, d), dense(d, d), dense(d, d, into_stream), config.heads, config.causal)
-        return Block(norm(), heads, norm(), MLP(dense(f, d), dense(d, f, into_stream)))
+        maps = (dense("query", d, d), dense("key", k, d), dense("value", k, d), dense("output", d, d, into_stream))
+        gate = (dense("gate", f, d),) if kind.mlp == "swiglu" else ()
+        mlp = MLPS[kind.mlp](*gate, dense("up", f, d), dense("down", d, f, into_stream))
+        return BLOCKS[kind.post](norm(), Attention(*maps, config.heads, config.causal), norm(), mlp)
+
+    def table(words: int) -> Embedding:
+        return Embedding(drawn(1.0, words, d))
 
     return Transformer(
         config,
-        Embedding(drawn(1.0, config.vocab, d)),
-        Embedding(drawn(1.0, config.context, d)),
+        table(config.vocab),
+        Rotary(config.d_head, config.theta) if kind.positions == "rotary" else table(config.context),
         tuple(block() for _ in range(config.layers)),
-        norm(),
-        None if config.tied else Linear(drawn(1.0, config.vocab, d)),
+        None if kind.post else norm(),
+        _head(config, drawn, constant),
+        table(config.types) if config.types else None,
+        norm() if kind.post else None,
     )
+
+
+def _head(config: TransformerConfig, drawn: Callable[..., Array], constant: Callable[..., Array]) -> Any:
+    """None where the token table is the head."""
+    d, classes = config.d_model, config.classes
+    if classes:
+        pooler = Linear(drawn(1.0, d, d), constant(0.0, d))
+        return ClassificationHead(pooler, Linear(drawn(1.0, classes, d), constant(0.0, classes)))
+    return None if config.tied else Linear(drawn(1.0, config.vocab, d))

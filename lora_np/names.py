@@ -17,11 +17,12 @@ from typing import Any
 
 ATTENTION = ("attention.query", "attention.key", "attention.value", "attention.output")
 MLP = ("mlp.up", "mlp.down")
+GATED = ("mlp.gate", *MLP)  # the gate where there is one
 PRESETS = {
     "qv": ("attention.query", "attention.value"),
     "qkvo": ATTENTION,
-    "attention+mlp": ATTENTION + MLP,
-    "all-linear": (*ATTENTION, *MLP, "head"),  # the head where it is a matrix of its own
+    "attention+mlp": ATTENTION + GATED,
+    "all-linear": (*ATTENTION, *GATED, "head"),  # the head where it is a matrix of its own
 }
 
 

@@ -70,7 +70,7 @@ def _drawn(name: str, array: Array, rng: np.random.Generator) -> Array:
     noise = rng.standard_normal(array.shape)
     if name.endswith("gamma"):
         return 1.0 + 0.3 * noise
-    if name.startswith(("tokens", "positions")):
+    if name.startswith(("tokens", "positions", "types")):
         return 0.7 * noise
     return 0.3 * noise if array.ndim == 1 else noise / math.sqrt(array.shape[1])
 

@@ -35,7 +35,7 @@ def shape_of(ours: str, kind: str) -> tuple[int, ...]:
     table = {
         "tokens": (V, D),
         "positions": (N - 2 if kind == "roberta" else N, D),
-        "token_types": (2, D),
+        "types": (2, D),
         "head": (V, D),
     }
     maps = {
@@ -47,7 +47,7 @@ def shape_of(ours: str, kind: str) -> tuple[int, ...]:
         "router": (E_, D),
     }
     module, leaf = ours.split(".")[-2:]
-    whole = (table | maps | {"classifier": (3, D)}).get(module, (D, D))
+    whole = (3, D) if ours.startswith("head.output") else (table | maps).get(module, (D, D))
     return whole if leaf == "W" else whole[:1]
 
 

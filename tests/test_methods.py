@@ -16,7 +16,7 @@ import strict_array
 from builders import assert_agree, assert_shrinks, cast, hashes, model, random_batch, tokens_of
 
 from lora_np import lora as lora_module
-from lora_np import model as model_module
+from lora_np import modules as modules_module
 from lora_np.adaptation import CHECKPOINT, DataConfig, Interrupted, Outcome, adapt_to_file, run
 from lora_np.cases import METHOD_CASES, model_case, small_model
 from lora_np.certificate import certify
@@ -457,7 +457,7 @@ def spied() -> Iterator[SimpleNamespace]:
         return call
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (model_module, lora_module, bottleneck, prefix, variants):
+        for module in (modules_module, lora_module, bottleneck, prefix, variants):
             for name in OPERATIONS:
                 if hasattr(module, name):
                     patch.setattr(module, name, spy(name, getattr(module, name)))

@@ -19,6 +19,7 @@ from autograd.numpy.numpy_vspaces import ArrayVSpace
 from builders import adapted, config, moved, random_batch
 
 import lora_np.model
+import lora_np.modules
 from lora_np import differentiation, operations
 from lora_np.costs import lora_count, step_multiply_adds
 from lora_np.differentiation import operation, value_and_grad
@@ -164,13 +165,13 @@ def test_a_full_step_makes_the_logits_once_more_and_nothing_else(monkeypatch: py
 
 def test_scores_above_the_diagonal_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The planted fault: all keys for every query, hidden afterwards."""
-    attention = lora_np.model.attention
+    attention = lora_np.modules.attention
     right = lora_work(monkeypatch, context=512)
 
     def whole(q: Any, k: Any, v: Any, heads: int, causal: bool, mask: Any) -> Any:
         return attention(q, k, v, heads, False, mask)
 
-    monkeypatch.setattr(lora_np.model, "attention", whole)
+    monkeypatch.setattr(lora_np.modules, "attention", whole)
     assert lora_work(monkeypatch, context=512).multiply_adds > 1.1 * right.multiply_adds
 
 
@@ -221,7 +222,7 @@ def test_a_temporary_as_large_as_an_activation_would_be_noticed(monkeypatch: pyt
         y, saved = gelu.forward(x, wanted=wanted)
         return (y * 2.0) * 0.5, saved
 
-    monkeypatch.setattr(lora_np.model, "gelu", operation(careless, gelu.backward))
+    monkeypatch.setattr(lora_np.modules, "gelu", operation(careless, gelu.backward))
     assert per_block(lambda layers: lora_work(monkeypatch, layers=layers).large) == 7
 
 
@@ -352,5 +353,5 @@ def test_every_cotangent_of_a_float32_step_is_float32(
 def test_a_numpy_number_among_the_cotangents_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     gelu = operations.gelu
     wide = operation(gelu.forward, lambda saved, dy, wanted: [saved * dy * np.sqrt(1.0)])
-    monkeypatch.setattr(lora_np.model, "gelu", wide)
+    monkeypatch.setattr(lora_np.modules, "gelu", wide)
     assert np.dtype(np.float64) in dtypes_of_cotangents(monkeypatch, everything(), "*.A", "*.B")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ..config import TransformerConfig, maps, parameter_count
-from ..names import ATTENTION, nearest_first, targeted
+from ..names import ATTENTION, GATED, nearest_first, targeted
 from .counts import lora_count
 
 ITEM_SIZE = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}  # bytes
@@ -58,13 +58,17 @@ def saved_numbers(
 
     A map keeps its input x only where it is trained; q, k and v share theirs, and that of the output map is kept by
     attention anyway. Scores and logits are made in blocks and not kept. Counted from `lora_np.operations`.
+
+    Where keys and values are shared, 2d + 2k in place of 4d; a gate keeps both of its arguments, 2f in place of f.
     """
     d, f, block = config.d_model, config.d_hidden, f"blocks.{layer}."
+    hidden = 2 * f if config.kind.mlp == "swiglu" else f
     able = maps(config)
     chosen = able if rank is None else targeted(able, targets)
     trained = {path.removeprefix(block) for path in chosen if path.startswith(block)}
-    inputs = d * bool(trained & set(ATTENTION[:3])) + d * ("mlp.up" in trained) + f * ("mlp.down" in trained)
-    return 2 * (d + 1) + 4 * d + config.heads + f + inputs + (rank or 0) * len(trained)
+    inputs = d * bool(trained & set(ATTENTION[:3])) + d * bool(trained & set(GATED[:2])) + f * ("mlp.down" in trained)
+    attention = 2 * d + 2 * config.d_keys + config.heads
+    return 2 * (d + 1) + attention + hidden + inputs + (rank or 0) * len(trained)
 
 
 def step_bytes(

@@ -32,6 +32,7 @@ from .views import Turned
 
 MAX_HEADER = 1 << 27  # bytes; a vocabulary of 256,000 tokens with its merges takes some 15 MB
 MAX_AXES, ALIGNMENT, KEPT = 4, 32, 64  # of a long list only the first KEPT entries are kept
+AT_ONCE = 1024  # blocks in a row that is handed to the gguf package, which works on sixteen rows a call
 PLAIN = {"F32": "float32", "F16": "float16", "F64": "float64", "I8": "int8", "I16": "int16", "I32": "int32",
          "I64": "int64", "BF16": "bfloat16"}  # fmt: skip
 SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
@@ -64,10 +65,11 @@ class Quantised(Tensor):
 
 def _dequantised(blocks: Array, kind: str) -> Array:
     package = _package()
-    if not len(blocks):
-        return np.zeros(0, np.float32)
+    whole = len(blocks) // AT_ONCE * AT_ONCE
+    parts = (blocks[:whole].reshape(-1, AT_ONCE * blocks.shape[1]), blocks[whole:].reshape(1, -1))
     try:
-        return package.dequantize(blocks, package.GGMLQuantizationType[kind])
+        found = [package.dequantize(part, package.GGMLQuantizationType[kind]) for part in parts if part.size]
+        return np.concatenate([part.reshape(-1) for part in found] or [np.zeros(0, np.float32)])
     except NotImplementedError:
         raise ValueError(f"numbers of type {kind} cannot be dequantised by the gguf package") from None
 

@@ -87,9 +87,9 @@ blocks.{i}.mlp.experts.{e}.down.W   layers.{i}.block_sparse_moe.experts.{e}.w2.w
 BERT = r"""
 tokens.W                          embeddings.word_embeddings.weight
 positions.W                       embeddings.position_embeddings.weight
-token_types.W                     embeddings.token_type_embeddings.weight
-embedding_norm.gamma              embeddings.LayerNorm.weight
-embedding_norm.beta               embeddings.LayerNorm.bias
+types.W                           embeddings.token_type_embeddings.weight
+first_norm.gamma                  embeddings.LayerNorm.weight
+first_norm.beta                   embeddings.LayerNorm.bias
 blocks.{i}.attention.query.W      encoder.layer.{i}.attention.self.query.weight
 blocks.{i}.attention.query.b      encoder.layer.{i}.attention.self.query.bias
 blocks.{i}.attention.key.W        encoder.layer.{i}.attention.self.key.weight
@@ -109,31 +109,47 @@ blocks.{i}.mlp_norm.beta          encoder.layer.{i}.output.LayerNorm.bias
 """
 
 _BERT_HEAD = r"""
-pooler.W                          pooler.dense.weight   ?
-pooler.b                          pooler.dense.bias     ?
-head.dense.W                      /cls.predictions.transform.dense.weight       ?
-head.dense.b                      /cls.predictions.transform.dense.bias         ?
-head.norm.gamma                   /cls.predictions.transform.LayerNorm.weight   ?
-head.norm.beta                    /cls.predictions.transform.LayerNorm.bias     ?
-head.W                            /cls.predictions.decoder.weight               ?
-head.b                            /cls.predictions.bias                         ?
-classifier.W                      /classifier.weight    ?
-classifier.b                      /classifier.bias      ?
+head.pooler.W                     pooler.dense.weight   ?
+head.pooler.b                     pooler.dense.bias     ?
+head.output.W                     /classifier.weight    ?
+head.output.b                     /classifier.bias      ?
+masked.dense.W                    /cls.predictions.transform.dense.weight       ?
+masked.dense.b                    /cls.predictions.transform.dense.bias         ?
+masked.norm.gamma                 /cls.predictions.transform.LayerNorm.weight   ?
+masked.norm.beta                  /cls.predictions.transform.LayerNorm.bias     ?
+masked.W                          /cls.predictions.decoder.weight               ?
+masked.b                          /cls.predictions.bias                         ?
 """
 
 _ROBERTA_HEAD = r"""
 pooler.W                          pooler.dense.weight     ?
 pooler.b                          pooler.dense.bias       ?
-head.dense.W                      /lm_head.dense.weight         ?
-head.dense.b                      /lm_head.dense.bias           ?
-head.norm.gamma                   /lm_head.layer_norm.weight    ?
-head.norm.beta                    /lm_head.layer_norm.bias      ?
-head.W                            /lm_head.decoder.weight       ?
-head.b                            /lm_head.bias                 ?
-classifier.dense.W                /classifier.dense.weight      ?
-classifier.dense.b                /classifier.dense.bias        ?
-classifier.W                      /classifier.out_proj.weight   ?
-classifier.b                      /classifier.out_proj.bias     ?
+head.pooler.W                     /classifier.dense.weight      ?
+head.pooler.b                     /classifier.dense.bias        ?
+head.output.W                     /classifier.out_proj.weight   ?
+head.output.b                     /classifier.out_proj.bias     ?
+masked.dense.W                    /lm_head.dense.weight         ?
+masked.dense.b                    /lm_head.dense.bias           ?
+masked.norm.gamma                 /lm_head.layer_norm.weight    ?
+masked.norm.beta                  /lm_head.layer_norm.bias      ?
+masked.W                          /lm_head.decoder.weight       ?
+masked.b                          /lm_head.bias                 ?
+"""
+
+# llama.cpp's names for a Llama.
+LLAMA_GGUF = r"""
+tokens.W                          token_embd.weight
+blocks.{i}.attention_norm.gamma   blk.{i}.attn_norm.weight
+blocks.{i}.attention.query.W      blk.{i}.attn_q.weight
+blocks.{i}.attention.key.W        blk.{i}.attn_k.weight
+blocks.{i}.attention.value.W      blk.{i}.attn_v.weight
+blocks.{i}.attention.output.W     blk.{i}.attn_output.weight
+blocks.{i}.mlp_norm.gamma         blk.{i}.ffn_norm.weight
+blocks.{i}.mlp.gate.W             blk.{i}.ffn_gate.weight
+blocks.{i}.mlp.up.W               blk.{i}.ffn_up.weight
+blocks.{i}.mlp.down.W             blk.{i}.ffn_down.weight
+norm.gamma                        output_norm.weight
+head.W                            output.weight   ?
 """
 
 # RoBERTa numbers its positions from 2 (Liu et al. 2019 as released): the first two rows of its table are not used.
@@ -145,6 +161,7 @@ FAMILIES = {
     "llama": (LLAMA, "model."), "mistral": (LLAMA, "model."), "qwen2": (LLAMA, "model."),
     "mixtral": (MIXTRAL, "model."),
     "bert": (BERT + _BERT_HEAD, "bert."), "roberta": (ROBERTA, "roberta."),
+    "llama of llama.cpp": (LLAMA_GGUF, ""),
 }  # fmt: skip
 # What files of these families also hold, and no array of the model is.
 BUFFERS = re.compile(r".*(?:\.attn\.(?:masked_)?bias|\.rotary_emb\.inv_freq|embeddings\.position_ids|decoder\.bias)")

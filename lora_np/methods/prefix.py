@@ -92,12 +92,12 @@ class PrefixedAttention:
     values: Array
 
     def __call__(self, x: Array, reading: Reading) -> Array:
-        k, v = self.base.keys_and_values(x, reading.cache)
+        k, v = self.base.keys_and_values(x, reading)
         mask = reading.mask
         if mask is not None:
             xp = array_module(mask)
             mask = xp.concatenate([xp.ones((len(mask), len(self.keys)), bool), mask], axis=1)
-        return self.base.attend(self.base.query(x), prepended(self.keys, k), prepended(self.values, v), mask)
+        return self.base.attend(self.base.queries(x, reading), prepended(self.keys, k), prepended(self.values, v), mask)
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,12 @@ class _Prefix(Method):
         return np.concatenate([ids[: self.prefix], prompt, ids[self.prefix :]])
 
     def _fitting(self, config: TransformerConfig) -> int:
-        """How many places it takes; raises ValueError when that leaves no room for a prompt and a reference."""
+        """How many places it takes; raises ValueError when that leaves no room for a prompt and a reference, or the
+        model reads no prompts."""
+        if config.classes:
+            raise ValueError(
+                "special tokens stand around a prompt, and a model that classifies reads none: choose prefix-kv"
+            )
         if self.positions > config.context - 2:
             raise ValueError(
                 f"prefix and infix must leave 2 of the {config.context} places of the context, got {self.positions}"
@@ -200,14 +205,14 @@ class PrefixKeysValues(Method):
         return parameters(model, "*.attention.keys", "*.attention.values")
 
     def numbers(self, config: TransformerConfig) -> int:
-        return 2 * config.layers * config.d_model * self.length
+        return 2 * config.layers * config.d_keys * self.length
 
     def multiply_adds(self, config: TransformerConfig) -> int:
         return 2 * config.layers * config.d_model * self.length
 
     def _beside(self, block: Block, stream: Array) -> PrefixedAttention:
         """The keys and values that the block makes of words; over again where more are asked for than fit."""
-        x, attention = block.attention_norm(stream), block.attention
+        x, attention = block.attended(stream), block.attention
         again = np.arange(self.length) % len(stream)
         if is_blank(stream):
             width = attention.key.W.shape[0]

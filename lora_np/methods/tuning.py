@@ -66,10 +66,14 @@ class Top(_Selection):
 
 @dataclass(frozen=True)
 class BitFit(_Selection):
-    """Only the biases of linear maps and the shifts of norms are trained."""
+    """Only the biases of linear maps and the shifts of norms are trained. Raises ValueError where there are none."""
 
     def trained(self, model: Any) -> Arrays:
-        return parameters(model, "*.b", "*.beta")
+        self.numbers(model.config)
+        kinds = ("*.b", "*.beta") if model.config.kind.norm == "layer" else ("*.b",)
+        return parameters(model, *kinds)
 
     def numbers(self, config: TransformerConfig) -> int:
-        return bias_count(config)
+        if not (count := bias_count(config)):
+            raise ValueError(f"bitfit trains biases, and a model of architecture {config.architecture!r} has none")
+        return count

@@ -1,0 +1,231 @@
+r"""Models of other software as ours: folders of transformers, and GGUF files of Llama.
+
+    config.json, or the settings of a GGUF file → TransformerConfig → its skeleton → arrays in place of what is blank
+
+A file is held against the skeleton before one number is read: every array must be there, in its shape, and no other;
+and what the arrays will take is predicted, and refused where there is not so much memory. What a table of
+`lora_np.formats.names` knows and this model has no place for, the heads with which an encoder guesses hidden words, is
+left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .arrays import Array
+from .config import ARCHITECTURES, TransformerConfig
+from .formats import names
+from .formats.disk import only, shown
+from .formats.gguf import open_gguf
+from .formats.huggingface import open_model
+from .formats.tensors import Tensor
+from .memory import available_bytes
+from .model import Transformer, initialize, skeleton
+from .parameters import Arrays, parameters, with_parameters
+from .reading import read_json as checked_json
+
+# Their family → our architecture, and how its MLP must be described for that to be true.
+FAMILIES = {
+    "gpt2": ("gpt2", "gelu_tanh"),
+    "llama": ("llama", "swiglu"),
+    "mistral": ("llama", "swiglu"),
+    "qwen2": ("qwen2", "swiglu"),
+    "bert": ("bert", "gelu"),
+    "roberta": ("bert", "gelu"),
+}
+LEFT_OUT = ("pooler.", "masked.")  # of an encoder: what only its training needed
+SETTINGS = {  # of a GGUF file, each behind "llama."
+    "context": "context_length", "d_model": "embedding_length", "layers": "block_count",
+    "heads": "attention.head_count", "kv_heads": "attention.head_count_kv", "d_ff": "feed_forward_length",
+    "eps": "attention.layer_norm_rms_epsilon",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A model that was not read yet: its sizes, and where each of its arrays is.
+
+    turned   what becomes of an array after it was read, by its name, where the file keeps it otherwise
+    """
+
+    path: Path
+    config: TransformerConfig
+    tensors: Mapping[str, Tensor]
+    turned: Callable[[str, Array], Array] = lambda name, array: array
+
+
+def is_foreign(path: str | Path) -> bool:
+    """Is this a GGUF file, a folder with one and no description, or a folder whose config.json is of transformers?"""
+    path = Path(path)
+    about = path / "config.json"
+    if path.suffix == ".gguf" or not path.is_dir():
+        return path.suffix == ".gguf"
+    return "model_type" in checked_json(about) if about.exists() else len(list(path.glob("*.gguf"))) == 1
+
+
+def open_foreign(path: str | Path) -> Foreign:
+    """The sizes of a model of other software and where its arrays are; not one number is read.
+
+    Raises ValueError or OSError in one line for a family that is not known, or a setting that is not read here.
+    """
+    path = Path(path)
+    if path.is_dir() and not (path / "config.json").exists():
+        path = next(iter(sorted(path.glob("*.gguf"))), path)
+    if path.suffix == ".gguf":
+        return _opened_gguf(path)
+    tensors, found, family = open_model(path)
+    return Foreign(path, _config(found, family, tensors, str(path / "config.json")), tensors)
+
+
+def load_foreign(
+    path: str | Path, dtype: npt.DTypeLike = np.float32, *, classes: int = 0, rng: np.random.Generator | None = None
+) -> Transformer:
+    """A model of other software, computed in `dtype` whatever it is stored in.
+
+    classes, rng   a fresh head for so many classes, drawn by rng, where the file has none
+
+    Raises ValueError or OSError in one line, before an array is allocated, for a file that is not as its description
+    says, or a model that does not fit into memory; and for numbers that are not finite.
+    """
+    foreign = open_foreign(path)
+    expected = parameters(skeleton(foreign.config, dtype))
+    found = {name: tensor for name, tensor in foreign.tensors.items() if name in expected or not _unused(name)}
+    _check_shapes(found, expected, foreign)
+    check_memory(foreign, np.dtype(dtype))
+    model = with_parameters(skeleton(foreign.config, dtype), _read(found, foreign, np.dtype(dtype)))
+    return with_classes(model, classes, rng, _pooler(foreign, np.dtype(dtype))) if classes else model
+
+
+def with_classes(
+    model: Transformer, classes: int, rng: np.random.Generator | None, pooler: Mapping[str, Array] | None = None
+) -> Transformer:
+    """The model with a fresh head of classes, drawn by rng; its pooler as given. Raises ValueError without rng."""
+    if rng is None:
+        raise ValueError("a fresh head is drawn: pass rng, a numpy.random.Generator")
+    config = replace(model.config, classes=classes, tied=True)
+    small = initialize(replace(config, vocab=1, layers=1, context=1, d_ff=1), rng, model.tokens.W.dtype)
+    return replace(model, config=config, head=with_parameters(small.head, pooler or {}))
+
+
+def check_memory(foreign: Foreign, dtype: np.dtype[Any]) -> None:
+    """Raise ValueError where the arrays, and beside them the largest as it is read, need more memory than there is."""
+    counts = {name: tensor.size for name, tensor in foreign.tensors.items()}
+    needed = sum(counts.values()) * dtype.itemsize + 2 * max(counts.values()) * max(dtype.itemsize, 4)
+    free = available_bytes()
+    if free is not None and needed > free:
+        raise ValueError(
+            f"{foreign.path}: reading it takes {needed / 1e9:.3g} GB, and {free / 1e9:.3g} GB are available: "
+            "free some, or take a smaller model"
+        )
+
+
+# --------------------------------------------------------------------------------------------------------- sizes
+
+
+def _config(found: Mapping[str, Any], family: str, tensors: Mapping[str, Tensor], where: str) -> TransformerConfig:
+    """Our sizes, those that only the arrays tell among them."""
+    if family not in FAMILIES:
+        raise ValueError(
+            f"{where}: a model of type {shown(family)} can be merged into, not run: one of {only(FAMILIES)} can"
+        )
+    architecture, mlp = FAMILIES[family]
+    if found["mlp"] != mlp:
+        raise ValueError(f"{where}: {family} models are run with {mlp} in the MLP, and this one has {found['mlp']}")
+    d_head = found.get("d_head", found["d_model"] // found["heads"])
+    if d_head * found["heads"] != found["d_model"]:
+        raise ValueError(
+            f"{where}: {found['heads']} heads must have d_model = {found['d_model']} columns, got {d_head} each"
+        )
+    sizes = {name: found[name] for name in ("vocab", "context", "d_model", "layers", "heads", "causal", "tied", "eps")}
+    more = {name: found[name] for name in ("d_ff", "kv_heads") if name in found}
+    theta = {"theta": found["rope_base"]} if "rope_base" in found else {}
+    types = {"types": tensors["types.W"].shape[0]} if "types.W" in tensors else {}
+    classes = {"classes": tensors["head.output.W"].shape[0]} if "head.output.W" in tensors else {}
+    return _made({**sizes, **more, **theta, **types, **classes, "architecture": architecture}, where)
+
+
+def _as_written(value: Any) -> Any:
+    """A number that was written as float32, as the shortest decimal that is: 1e-5, not 9.999999747378752e-06."""
+    return float(str(np.float32(value))) if isinstance(value, float) else value
+
+
+def _made(sizes: Mapping[str, Any], where: str) -> TransformerConfig:
+    try:
+        return TransformerConfig(**sizes)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def _opened_gguf(path: Path) -> Foreign:
+    """llama.cpp turns neighbours where this package turns halves, and stores the rows of queries and keys that way."""
+    tensors, settings = open_gguf(path)
+    kind = settings.get("general.architecture")
+    if kind != "llama":
+        raise ValueError(f"{path}: general.architecture must be llama to be read here, got {shown(kind)}")
+    if "rope_freqs.weight" in tensors or settings.get("llama.rope.scaling.type", "none") != "none":
+        raise ValueError(f"{path}: its rotary positions are scaled, which is not read")
+    sizes: dict[str, Any] = {name: settings.get(f"llama.{theirs}") for name, theirs in SETTINGS.items()}
+    missing = [name for name, value in sizes.items() if value is None and name != "kv_heads"]
+    if missing or type(sizes["layers"]) is not int or not 0 < sizes["layers"] < 1 << 16:
+        raise ValueError(f"{path}: llama.{SETTINGS[(missing or ['layers'])[0]]} is missing or no size of a model")
+    ours = names.ours(tensors, "llama of llama.cpp", sizes["layers"])
+    sizes |= {"vocab": ours["tokens.W"].shape[0], "tied": "head.W" not in ours, "architecture": "llama"}
+    sizes |= {"theta": settings.get("llama.rope.freq_base", 1e4)}
+    sizes |= {name: _as_written(sizes[name]) for name in ("theta", "eps")}
+    config = _made(sizes, str(path))
+
+    def turned(name: str, array: Array) -> Array:
+        if not name.endswith(("attention.query.W", "attention.key.W")):
+            return array
+        pairs = array.reshape(-1, config.d_head // 2, 2, array.shape[1])
+        return pairs.swapaxes(1, 2).reshape(array.shape)
+
+    return Foreign(path, config, ours, turned)
+
+
+# -------------------------------------------------------------------------------------------------------- arrays
+
+
+def _unused(name: str) -> bool:
+    return name.startswith(LEFT_OUT) or name.startswith("head.pooler.")
+
+
+def _check_shapes(found: Mapping[str, Tensor], expected: Arrays, foreign: Foreign) -> None:
+    """Raise ValueError, naming the first array, where description and file contradict each other."""
+    for name in [*expected, *found]:
+        if name not in found:
+            raise ValueError(f"{foreign.path}: {name} is missing, which {foreign.config} has")
+        if name == "head.W" and name not in expected:
+            raise ValueError(f"{foreign.path}: it has a head of its own, and its description says that it has none")
+        if name not in expected:
+            raise ValueError(
+                f"{foreign.path}: {name} is not read: no {foreign.config.architecture} model of "
+                f"{only(ARCHITECTURES)} has one"
+            )
+        if found[name].shape != expected[name].shape:
+            raise ValueError(
+                f"{foreign.path}: {name} has shape {found[name].shape}, and its description says {expected[name].shape}"
+            )
+
+
+def _read(found: Mapping[str, Tensor], foreign: Foreign, dtype: np.dtype[Any]) -> Arrays:
+    arrays = {}
+    for name, tensor in found.items():
+        array = np.ascontiguousarray(foreign.turned(name, np.asarray(tensor)), dtype=dtype)
+        if not np.isfinite(array).all():
+            raise ValueError(f"{foreign.path}: {name} holds a number that is not finite in {dtype}")
+        arrays[name] = array
+    return arrays
+
+
+def _pooler(foreign: Foreign, dtype: np.dtype[Any]) -> Arrays:
+    """The pooler of an encoder, by its name in a head of classes; nothing where the file has none."""
+    prefix = "head."
+    found = {name: tensor for name, tensor in foreign.tensors.items() if name.startswith("head.pooler.")}
+    return {name.removeprefix(prefix): array for name, array in _read(found, foreign, dtype).items()}
