@@ -25,7 +25,7 @@ from .config import TransformerConfig
 from .config import described as described_sizes
 from .devices import to_host
 from .folders import new_folder
-from .foreign import is_foreign, load_foreign
+from .loading import is_foreign, load_foreign
 from .lora import adapters
 from .marks import Kind
 from .method import Method
@@ -95,7 +95,7 @@ def _stored_as(arrays: Arrays, dtype: np.dtype[Any]) -> Arrays:
 def load_model(folder: str | Path | None = None, dtype: npt.DTypeLike = np.float32) -> Transformer:
     """Read a model folder, by default the base that ships, and compute in `dtype` whatever it is stored in.
 
-    One of other software is read as `lora_np.foreign` says.
+    One of other software is read as `lora_np.loading` says.
     """
     folder = BASE if folder is None else Path(folder)
     if is_foreign(folder):

@@ -18,8 +18,9 @@ FLOORS = (
     {"config", "devices", "differentiation", "formats", "parameters", "progress", "rounding", "tasks", "threads"}
     | {"writing"},
     {"marks", "method", "operations", "optimization", "tutorials", "wrappers"},
-    {"folders", "model"},
-    {"generation", "lora", "training"},
+    {"folders", "modules"},
+    {"model"},
+    {"generation", "loading", "lora", "training"},
     {"methods", "proofs"},
     {"cases", "costs", "files"},
     {"adaptation", "bench", "gradients"},

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from lora_np.files import load_model
-from lora_np.foreign import load_foreign
+from lora_np.loading import load_foreign
 from lora_np.parameters import parameters
 
 torch = pytest.importorskip("torch", reason="the extra 'parity' is not installed")
