@@ -13,7 +13,7 @@ import pytest
 from builders import model, tokens_of
 from formats_files import write_file
 
-from lora_np import foreign
+from lora_np import loading
 from lora_np.config import TransformerConfig
 from lora_np.files import digest, load_model, save_model
 from lora_np.formats import names
@@ -89,7 +89,7 @@ def test_a_description_that_contradicts_the_file_is_refused(
     family: str, changes: dict[str, Any], word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stored(tmp_path, family, **changes)
-    monkeypatch.setattr(foreign, "_read", lambda *_: pytest.fail("numbers were read"))
+    monkeypatch.setattr(loading, "_read", lambda *_: pytest.fail("numbers were read"))
     with pytest.raises(ValueError, match=word) as caught:
         load_model(tmp_path)
     assert "\n" not in str(caught.value)
@@ -120,12 +120,12 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_read(
 ) -> None:
     stored(tmp_path, "gpt2")
     numbers = sum(tensor.size for tensor in open_foreign(tmp_path).tensors.values())
-    monkeypatch.setattr(foreign, "available_bytes", lambda: 4 * numbers)
-    monkeypatch.setattr(foreign, "_read", lambda *_: pytest.fail("numbers were read"))
+    monkeypatch.setattr(loading, "available_bytes", lambda: 4 * numbers)
+    monkeypatch.setattr(loading, "_read", lambda *_: pytest.fail("numbers were read"))
     with pytest.raises(ValueError, match="GB are available"):
         load_model(tmp_path)
-    monkeypatch.setattr(foreign, "_read", lambda *_: {})
-    monkeypatch.setattr(foreign, "available_bytes", lambda: 8 * numbers)
+    monkeypatch.setattr(loading, "_read", lambda *_: {})
+    monkeypatch.setattr(loading, "available_bytes", lambda: 8 * numbers)
     load_model(tmp_path)
 
 
@@ -162,7 +162,7 @@ def gguf_of(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Transformer:
     settings |= {f"llama.{theirs}": getattr(node.config, ours) for ours, theirs in foreign.SETTINGS.items()}
     settings["llama.attention.layer_norm_rms_epsilon"] = float(np.float32(1e-6))
     settings |= {f"{key.replace('__', '.')}": value for key, value in changes.items()}
-    monkeypatch.setattr(foreign, "open_gguf", lambda path: (arrays, settings))
+    monkeypatch.setattr(loading, "open_gguf", lambda path: (arrays, settings))
     return node
 
 
@@ -196,10 +196,10 @@ def test_settings_of_a_gguf_file_that_are_not_read_are_refused(
 
 def test_memory_is_predicted_for_the_precision_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     tensors: Any = {"a": SimpleNamespace(size=1000), "b": SimpleNamespace(size=500)}
-    of = foreign.Foreign(Path("x"), TransformerConfig(5, 5, 4, 1, 2), tensors)
-    monkeypatch.setattr(foreign, "available_bytes", lambda: 1500 * 4 + 2 * 1000 * 4)
-    foreign.check_memory(of, np.dtype(np.float32))
+    of = loading.Foreign(Path("x"), TransformerConfig(5, 5, 4, 1, 2), tensors)
+    monkeypatch.setattr(loading, "available_bytes", lambda: 1500 * 4 + 2 * 1000 * 4)
+    loading.check_memory(of, np.dtype(np.float32))
     with pytest.raises(ValueError, match="available"):
-        foreign.check_memory(of, np.dtype(np.float64))
-    monkeypatch.setattr(foreign, "available_bytes", lambda: None)
-    foreign.check_memory(of, np.dtype(np.float64))
+        loading.check_memory(of, np.dtype(np.float64))
+    monkeypatch.setattr(loading, "available_bytes", lambda: None)
+    loading.check_memory(of, np.dtype(np.float64))
