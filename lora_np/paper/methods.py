@@ -42,7 +42,8 @@ MIDDLE = {
     "full": 3e-3,
     "top": 1e-2,
     "lora+": 1e-2,
-    **dict.fromkeys(("prefix-embedding", "prefix-layer", "prefix-kv", "vera"), 1e-1),
+    **dict.fromkeys(("prefix-embedding", "prefix-layer", "bitfit", "lora-fa"), 1e-1),
+    **dict.fromkeys(("prefix-kv", "vera"), 3e-1),
 }
 REST = 3e-2
 
