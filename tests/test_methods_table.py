@@ -100,14 +100,14 @@ def test_the_rate_is_the_best_of_the_grid_on_a_seed_that_is_not_reported(
     def run(path: Any, out: Any, base: Any, method: Any, training: Any, data: Any) -> Any:
         asked.append((training.learning_rate, training.seed))
         assert training.seed == data.seed
-        return SimpleNamespace(before=8.0, after=abs(training.learning_rate - 0.01) + training.seed)
+        return SimpleNamespace(before=8.0, after=abs(training.learning_rate - 0.03) + training.seed)
 
     monkeypatch.setattr(methods, "adapt_to_file", run)
     offer = next(offer for offer in methods.compare(model().config, 150) if offer.name == "lora")
     (desk / "out").mkdir()
     (row,) = methods.measured(desk / "out", Plan(steps=2, seeds=2, examples=20), model(), [offer])
-    assert asked == [*((rate, 2) for rate in grid("lora")), (0.01, 0), (0.01, 1)]
-    assert (row.rate, row.at_edge, row.after, row.before) == (0.01, False, (0.0, 1.0), (8.0, 8.0))
+    assert asked == [*((rate, 2) for rate in grid("lora")), (0.03, 0), (0.03, 1)]
+    assert (row.rate, row.at_edge, row.after, row.before) == (0.03, False, (0.0, 1.0), (8.0, 8.0))
 
 
 def test_a_gap_beside_lora_is_that_of_the_same_seeds() -> None:

@@ -39,11 +39,13 @@ LABELS, TABLE = "labels.tsv", "methods.md"
 # The middle of a method's grid of learning rates: what trains every weight wants small steps, what trains few and far
 # from the loss large ones. The grid is wide enough for a guess to be off by three.
 MIDDLE = {
-    "full": 1e-3,
-    "top": 3e-3,
-    "lora+": 3e-3,
-    **dict.fromkeys(("prefix-embedding", "prefix-layer", "prefix-kv", "vera", "bitfit"), 3e-2),
+    "full": 3e-3,
+    "top": 1e-2,
+    "lora+": 1e-2,
+    **dict.fromkeys(("prefix-embedding", "prefix-layer", "bitfit", "lora-fa"), 1e-1),
+    **dict.fromkeys(("prefix-kv", "vera"), 3e-1),
 }
+REST = 3e-2
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ class Row:
 
 def grid(name: str) -> tuple[float, ...]:
     """The three learning rates of which a method gets the best."""
-    middle = MIDDLE.get(name, 1e-2)
+    middle = MIDDLE.get(name, REST)
     return tuple(float(f"{factor * middle:.1g}") for factor in (1 / 3, 1, 3))
 
 
