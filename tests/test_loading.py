@@ -159,7 +159,7 @@ def gguf_of(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Transformer:
 
     arrays = {n: order(n, W) for n, W in names.theirs(parameters(node), "llama of llama.cpp", 2).items()}
     settings: dict[str, Any] = {"general.architecture": "llama", "llama.rope.freq_base": 300.0}
-    settings |= {f"llama.{theirs}": getattr(node.config, ours) for ours, theirs in foreign.SETTINGS.items()}
+    settings |= {f"llama.{theirs}": getattr(node.config, ours) for ours, theirs in loading.SETTINGS.items()}
     settings["llama.attention.layer_norm_rms_epsilon"] = float(np.float32(1e-6))
     settings |= {f"{key.replace('__', '.')}": value for key, value in changes.items()}
     monkeypatch.setattr(loading, "open_gguf", lambda path: (arrays, settings))
