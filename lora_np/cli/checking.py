@@ -85,10 +85,16 @@ def verify(
 ) -> int:
     """Is this merged model W0 + s·BA, within its rounding bound? And if not: what is it?
 
+    Of our folders, and of those of other programs (PEFT, mlx-lm, loralib, llama.cpp), which need --base.
+
     Example: lora-np verify my-adapter my-model
     """
     from ..certificate import certify
     from ..files import load_adapter, load_model
+    from .foreign import is_foreign, verify_foreign
+
+    if is_foreign(adapter):
+        return verify_foreign(adapter, merged, base, as_json=as_json)
 
     model, _ = load_adapter(adapter, load_model(base))
     text = np.random.default_rng(0).integers(32, 127, (2, min(128, model.config.context)))

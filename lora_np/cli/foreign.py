@@ -1,0 +1,91 @@
+"""Commands on folders of other programs, and how those are told apart from ours."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .options import say, table
+
+WORST = 12  # rows that a table shows; the others are counted
+
+
+def is_foreign(adapter: Path) -> bool:
+    """Is this an adapter of another program? Ours is a folder with adapter.json."""
+    if adapter.is_dir():
+        kinds = ("*.safetensors", "*.gguf", "*.bin", "*.pt", "*.pth")
+        named = (adapter / "adapter_config.json").exists()
+        return not (adapter / "adapter.json").exists() and (named or any(any(adapter.glob(kind)) for kind in kinds))
+    return adapter.is_file()
+
+
+def read_base(adapter: Path, base: Path | None) -> Any:
+    """The tensors of the base, and its config.json where it has one; raises ValueError where --base is left out."""
+    from ..formats.disk import read_json
+    from ..formats.huggingface import open_weights
+
+    if base is None:
+        raise ValueError(f"{adapter} is an adapter of another program: name the model that it was made for, --base DIR")
+    config = base / "config.json"
+    return open_weights(base), read_json(config) if base.is_dir() and config.exists() else None
+
+
+def verify_foreign(adapter: Path, merged: Path, base: Path | None, *, as_json: bool) -> int:
+    """Judge every tensor; 0 when all hold."""
+    from ..foreign import judged, tied_tables
+    from ..formats.adapters import read_adapter
+    from ..formats.huggingface import open_weights
+
+    if base is not None and base.exists() and merged.exists() and base.samefile(merged):
+        raise ValueError(f"--base and MERGED are both {base}: name the model before and after merging")
+    before, about = read_base(adapter, base)
+    update = read_adapter(adapter, before, about).checked("tied_head")
+    after = open_weights(merged)
+    found = list(judged(update, before, after, tied_tables(before, after)))
+    holds = all(one.holds for one in found)
+    verdict = in_words(found)
+    if as_json:
+        tensors = [one.as_dict() for one in found]
+        say(json.dumps({"holds": holds, "diagnosis": verdict, "format": update.format, "tensors": tensors}, indent=2))
+        return 0 if holds else 1
+    show(found)
+    say(f"{'EQUAL' if holds else 'NOT EQUAL'}: {verdict}")
+    return 0 if holds else 1
+
+
+def show(found: Sequence[Any]) -> None:
+    """The worst tensors as a table, the rest as counts."""
+    listed = sorted((one for one in found if one.kind == "adapted" or not one.holds), key=lambda one: -one.weight)
+    rows = [(one.name, one.fault or "holds", *_figures(one.array)) for one in listed[:WORST]]
+    head = ("tensor", "verdict", "gap", "its bound", "gap/bound", "factor", "an honest one lies in", "swallowed")
+    table("Found against W0 + ΔW, entry by entry, the worst first", head, rows)
+    if len(listed) > WORST:
+        rest = listed[WORST:]
+        say(f"and {len(rest)} more that should change, of which {sum(one.holds for one in rest)} hold")
+    same = sum(one.kind == "untouched" and one.holds for one in found)
+    say(f"{same} tensors that no adapter touches are equal to the bit, in type and shape")
+
+
+def _figures(array: Any) -> tuple[str, ...]:
+    if array is None:
+        return ("-",) * 6
+    sizes = (f"{array.gap:.2e}", f"{array.bound:.2e}", f"{array.used:.3f}")
+    if array.factor is None:
+        return (*sizes, "-", "-", "-")
+    between = f"{array.factor_low:.5f} … {array.factor_high:.5f}"
+    return (*sizes, f"{array.factor:.5f}", between, f"{array.swallowed:.1%}")
+
+
+def in_words(found: Sequence[Any]) -> str:
+    """One sentence: that all hold, or what is the matter with the worst tensor."""
+    wrong = [one for one in found if not one.holds]
+    changed = [one for one in found if one.kind == "adapted"]
+    if not wrong:
+        said = f"{len(changed)} adapted tensors are W0 + ΔW within their rounding bounds, the others are the base's"
+        measured = [one.array for one in changed if one.array is not None and one.array.factor is not None]
+        lost = max((array.swallowed for array in measured), default=0.0)
+        return said + (f"; rounding swallows up to {lost:.0%} of an update" if lost > 0.005 else "")
+    worst = max(wrong, key=lambda one: one.weight)
+    return f"{len(wrong)} of {len(found)} tensors do not hold; {worst.name}: {worst.words}"
