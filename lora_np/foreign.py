@@ -54,6 +54,7 @@ class Stages:
     casts   of ΔW before the sum      wide   of the sum before its last rounding, to the type of the file
     more    roundings behind a product beside those of the product itself: factors stored in a wider type
     begun   half a unit of this type, and this much everywhere, where the base itself was changed before training
+    slack   share of the update that is let pass beside: 0 for a verdict, more for a guess of what a fault is
     """
 
     product: str
@@ -61,6 +62,7 @@ class Stages:
     wide: str
     more: int = 0
     begun: tuple[str, float] | None = None
+    slack: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -105,10 +107,13 @@ def judged(
     base: Mapping[str, Tensor],
     merged: Mapping[str, Tensor],
     tied: Mapping[str, str] | None = None,
+    *,
+    named: bool = True,
 ) -> Iterator[Judged]:
     """A verdict for each tensor that one side has or should have, in the order of the base.
 
     tied   {head: table} that are one tensor, of which the merged files may write both
+    named  look for what a fault is, by `lora_np.faults`
     """
     for name in [*base, *(name for name, update in adapter.updates.items() if update.new and name not in base)]:
         update = adapter.updates.get(name)
@@ -122,7 +127,7 @@ def judged(
         elif update is None:
             yield untouched(name, base[name], merged[name])
         else:
-            yield adapted(adapter, update, base.get(name), merged[name])
+            yield adapted(adapter, update, base.get(name), merged[name], named=named)
     for name in merged:
         if name not in base and name not in adapter.updates:
             yield _extra(name, merged, tied or {})
@@ -193,7 +198,7 @@ def _difference(name: str, base: Tensor, found: Tensor) -> tuple[ArrayVerdict, b
     return ArrayVerdict(name, False, max(gap, 0.0), 0.0, math.inf if gap > 0 else 0.0, at, wrong, None), recast
 
 
-def adapted(adapter: Adapter, update: Update, base: Tensor | None, found: Tensor) -> Judged:
+def adapted(adapter: Adapter, update: Update, base: Tensor | None, found: Tensor, *, named: bool = False) -> Judged:
     """What the adapter changes, judged over all of it."""
     about = (update.name, "adapted", found.shape, found.dtype.name)
     if found.shape != update.shape:
@@ -209,7 +214,10 @@ def adapted(adapter: Adapter, update: Update, base: Tensor | None, found: Tensor
         return Judged(*about, verdict)
     if not math.isfinite(verdict.gap):
         return Judged(*about, verdict, "not_finite", f"entry {list(verdict.entry)} is not finite")
-    return Judged(*about, verdict, "wrong", _off(verdict))
+    from .faults import Case, name_of
+
+    fault, words = name_of(Case(adapter, ready, W, found, stages)) if named else ("", "")
+    return Judged(*about, verdict, fault or "wrong", f"{words}; {_off(verdict)}" if fault else _off(verdict))
 
 
 def _off(verdict: ArrayVerdict) -> str:
@@ -220,13 +228,17 @@ def _off(verdict: ArrayVerdict) -> str:
 
 
 def verdict_of(
-    ready: Update, W: Numbers, found: Numbers, stages: Stages, blocks: Iterable[slice] | None = None
-) -> ArrayVerdict:
-    """(V1) to (V3) over blocks of rows, all of them when None; `ready` is prepared with the base W."""
-    tally = Sums()
+    ready: Update, W: Numbers, found: Numbers, stages: Stages, blocks: Iterable[slice] | None = None,
+    precision: Any = None,
+) -> ArrayVerdict:  # fmt: skip
+    """(V1) to (V3) over blocks of rows, all of them when None; `ready` is prepared with the base W.
+
+    precision   of the sum; that of what is found when None
+    """
+    tally, precision = Sums(), precision or found.dtype
     norms = _norm_doubt(ready, W, stages)
     for rows in blocks or row_blocks(*ready.matrix, ENTRIES):
-        tally.take(rows.start, expectation(ready, W, rows, stages, norms), found_rows(ready, found, rows), found.dtype)
+        tally.take(rows.start, expectation(ready, W, rows, stages, norms), found_rows(ready, found, rows), precision)
     verdict = tally.verdict(ready.name)
     at = math.prod(ready.matrix[1:]) * verdict.entry[0] + verdict.entry[1] if verdict.entry else 0
     return dataclasses.replace(verdict, entry=tuple(int(i) for i in np.unravel_index(at, ready.shape)))
@@ -294,6 +306,7 @@ def expectation(ready: Update, W: Numbers, rows: slice, stages: Stages, norms: A
 
 def _update_error(before: Array, terms: Array, update: Array, k: int, lost: float, stages: Stages) -> Array:
     E = within(gamma(k, unit_roundoff(stages.product)), terms) + lost * underflow(stages.product)
+    E = E + stages.slack * abs(update)
     for cast in stages.casts:
         E = E + unit_roundoff(cast) * (abs(update) + E) + underflow(cast)
     if stages.begun is not None:

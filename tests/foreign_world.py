@@ -17,7 +17,7 @@ from lora_np.formats.tensors import dtype_of
 
 LAYER = "model.layers.0."
 Q, GATE, UP = f"{LAYER}self_attn.q_proj", f"{LAYER}mlp.gate_proj", f"{LAYER}mlp.up_proj"
-D, RANK, ALPHA = 64, 4, 8.0
+D, RANK, ALPHA = 64, 4, 12.0
 SIZES = (0.2, 0.02, 0.002)  # of an update beside its weights
 Arrays = dict[str, np.ndarray]
 
