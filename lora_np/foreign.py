@@ -205,7 +205,7 @@ def adapted(adapter: Adapter, update: Update, base: Tensor | None, found: Tensor
         return Judged(*about, None, "shape", f"its shape is {found.shape}, and should be {update.shape}")
     W = np.zeros(update.shape, found.dtype) if base is None else base
     ready = update.prepared(W)
-    stages = stages_of(adapter, update, W)
+    stages = stages_of(update, W, found)
     verdict = verdict_of(ready, W, found, stages)
     if base is not None and base.dtype != found.dtype:
         words = f"it is stored as {found.dtype.name}, the base as {base.dtype.name}"
@@ -363,7 +363,7 @@ def _lost(update: Update) -> float:
     return sum((part.rank + 1) * max(1.0, abs(part.scale)) + 1.0 for part in update.parts) + 1.0
 
 
-def stages_of(adapter: Adapter, update: Update, W: Numbers) -> Stages:
+def stages_of(update: Update, W: Numbers, found: Numbers) -> Stages:
     """All roundings that an honest merge of this tensor may make."""
     stored = {factor.dtype.name for part in update.parts for factor in (part.A, part.B)}
     base = W.dtype.name
@@ -371,11 +371,10 @@ def stages_of(adapter: Adapter, update: Update, W: Numbers) -> Stages:
     casts = [name for name in sorted(stored) if name in SHORT]
     if any(not _power_of_two(part.scale) for part in update.parts):
         casts += casts
-    if base in SHORT and base not in casts:
-        casts.append(base)
+    casts += [name for name in {base, found.dtype.name} if name in SHORT and name not in casts]
     product = "float64" if wide64 else "float32"
     magnitude = update.magnitude is not None and base in SHORT and bool(stored) and stored <= set(SHORT)
-    wide = base if magnitude else "float32" if base in SHORT else "float64"
+    wide = base if magnitude else "float32" if {base, found.dtype.name} & set(SHORT) else "float64"
     wide = "float32" if update.magnitude is not None and base == "float32" else wide
     more = 0 if product == "float64" or "float64" not in stored else 2
     return Stages(product, tuple(casts), wide, more, _begun(update, W))

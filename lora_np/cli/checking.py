@@ -59,15 +59,32 @@ def gradcheck(seed: Seed = 0, device: Device = "cpu", as_json: AsJson = False) -
 
 
 @app.command()
-def merge(adapter: AdapterFolder, out: Out, base: Base = None, overwrite: Overwrite = False) -> int:
+def merge(
+    adapter: AdapterFolder,
+    out: Out,
+    base: Base = None,
+    overwrite: Overwrite = False,
+    recipe: Annotated[
+        str | None, typer.Option(help="Of another program's: peft, peft_safe, float32, float64, mlx or llama_cpp.")
+    ] = None,
+) -> int:
     """Add an adapter into its base: W0 + s·BA, written as a model folder.
+
+    Of ours, or of another program's (then --base is its folder, and what is written is for transformers to load).
 
     Example: lora-np merge my-adapter --out my-model
     """
     from ..files import BASE, MODEL, load_adapter, load_model, save_model
     from ..folders import check_free
     from ..wrappers import merge_whole, wrappers
+    from .foreign import is_foreign, merge_foreign
 
+    if is_foreign(adapter):
+        if overwrite:
+            raise ValueError(f"--overwrite replaces only what lora_np wrote: remove {out}, or choose another --out")
+        return merge_foreign(adapter, out, base, recipe)
+    if recipe is not None:
+        raise ValueError("--recipe belongs to adapters of other programs: leave it out")
     check_free(out, MODEL, overwrite=overwrite, inputs=(adapter, base or BASE))
     model, _ = load_adapter(adapter, load_model(base))
     found = wrappers(model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ def verify_foreign(adapter: Path, merged: Path, base: Path | None, *, as_json: b
     from ..foreign import judged, tied_tables
     from ..formats.adapters import read_adapter
     from ..formats.huggingface import open_weights
+    from ..recipes import replayed, who_wrote
 
     if base is not None and base.exists() and merged.exists() and base.samefile(merged):
         raise ValueError(f"--base and MERGED are both {base}: name the model before and after merging")
@@ -45,12 +47,14 @@ def verify_foreign(adapter: Path, merged: Path, base: Path | None, *, as_json: b
     after = open_weights(merged)
     found = list(judged(update, before, after, tied_tables(before, after)))
     holds = all(one.holds for one in found)
-    verdict = in_words(found)
+    verdict, shares = in_words(found), replayed(update, before, after) if holds else {}
     if as_json:
-        tensors = [one.as_dict() for one in found]
-        say(json.dumps({"holds": holds, "diagnosis": verdict, "format": update.format, "tensors": tensors}, indent=2))
+        about = {"holds": holds, "diagnosis": verdict, "format": update.format, "replayed": shares}
+        say(json.dumps({**about, "tensors": [one.as_dict() for one in found]}, indent=2))
         return 0 if holds else 1
     show(found)
+    if holds:
+        say(f"who wrote it: {who_wrote(shares)}")
     say(f"{'EQUAL' if holds else 'NOT EQUAL'}: {verdict}")
     return 0 if holds else 1
 
@@ -88,4 +92,22 @@ def in_words(found: Sequence[Any]) -> str:
         lost = max((array.swallowed for array in measured), default=0.0)
         return said + (f"; rounding swallows up to {lost:.0%} of an update" if lost > 0.005 else "")
     worst = max(wrong, key=lambda one: one.weight)
-    return f"{len(wrong)} of {len(found)} tensors do not hold; {worst.name}: {worst.words}"
+    kinds = Counter(one.fault for one in wrong).most_common()
+    counts = ", ".join(f"{count} {fault}" for fault, count in kinds)
+    return f"{len(wrong)} of {len(found)} tensors do not hold ({counts}); {worst.name}: {worst.words}"
+
+
+def merge_foreign(adapter: Path, out: Path, base: Path | None, recipe: str | None) -> int:
+    """Merge into a new folder that transformers loads."""
+    from ..formats.adapters import read_adapter
+    from ..names import nearest_first
+    from ..recipes import RECIPES, merge_files
+
+    recipe = recipe or "float64"
+    if recipe not in RECIPES:
+        raise ValueError(f"--recipe must be one of {nearest_first(recipe, RECIPES)}; got {recipe!r}")
+    tensors, about = read_base(adapter, base)
+    update = read_adapter(adapter, tensors, about).checked()
+    count = merge_files(update, tensors, base or Path(), RECIPES[recipe], out)
+    say(f"merged {count} tensors into {out}; lora-np verify {adapter} {out} --base {base} checks them")
+    return 0
