@@ -3,6 +3,7 @@
 import contextlib
 import io
 import re
+import shutil
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,28 @@ def test_the_example_prints_what_the_readme_says() -> None:
     with contextlib.redirect_stdout(printed):
         exec(compile(block("example", "python"), "README.md", "exec"), {})
     assert printed.getvalue() == block("output", "text")
+
+
+def shown(printed: str) -> str:
+    """What a terminal shows of it: lines without blanks at their ends."""
+    return "\n".join(line.rstrip() for line in printed.strip().splitlines())
+
+
+def test_the_merges_of_others_are_verified_as_the_readme_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lora_np.cli import code_of
+
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block("merges: files", "python"), "README.md", "exec"), {})
+    printed, codes = io.StringIO(), []
+    for line in block("merges: commands", "bash").splitlines():
+        program, *arguments = line.split()
+        if program == "cp":
+            shutil.copytree(*arguments[-2:])
+            continue
+        with contextlib.redirect_stdout(printed):
+            codes.append(code_of(arguments))
+    assert codes == [0, 0, 0, 1]
+    assert shown(printed.getvalue()) == shown(block("merges: output", "text"))
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\((?!https?:|#)([^)]+)\)", README))))

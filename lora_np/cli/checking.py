@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
+from .foreign import Alpha, is_foreign
 from .options import (
     AdapterFolder,
     AsJson,
@@ -59,15 +60,33 @@ def gradcheck(seed: Seed = 0, device: Device = "cpu", as_json: AsJson = False) -
 
 
 @app.command()
-def merge(adapter: AdapterFolder, out: Out, base: Base = None, overwrite: Overwrite = False) -> int:
+def merge(
+    adapter: AdapterFolder,
+    out: Out,
+    base: Base = None,
+    overwrite: Overwrite = False,
+    recipe: Annotated[
+        str | None, typer.Option(help="Of another program's: peft, peft_safe, float32, float64, mlx or llama_cpp.")
+    ] = None,
+    alpha: Alpha = None,
+) -> int:
     """Add an adapter into its base: W0 + s·BA, written as a model folder.
+
+    Of ours, or of another program's (then --base is its folder, and what is written is for transformers to load).
 
     Example: lora-np merge my-adapter --out my-model
     """
     from ..files import BASE, MODEL, load_adapter, load_model, save_model
     from ..folders import check_free
     from ..wrappers import merge_whole, wrappers
+    from .foreign import merge_foreign
 
+    if is_foreign(adapter):
+        if overwrite:
+            raise ValueError(f"--overwrite replaces only what lora_np wrote: remove {out}, or choose another --out")
+        return merge_foreign(adapter, out, base, alpha, recipe)
+    if recipe is not None or alpha is not None:
+        raise ValueError("--recipe and --alpha belong to adapters of other programs: leave them out")
     check_free(out, MODEL, overwrite=overwrite, inputs=(adapter, base or BASE))
     model, _ = load_adapter(adapter, load_model(base))
     found = wrappers(model)
@@ -82,14 +101,23 @@ def verify(
     adapter: AdapterFolder,
     merged: Annotated[Path, typer.Argument(help="The model folder that should equal base + adapter.")],
     base: Base = None,
+    alpha: Alpha = None,
     as_json: AsJson = False,
 ) -> int:
     """Is this merged model W0 + s·BA, within its rounding bound? And if not: what is it?
+
+    Of our folders, and of those of other programs (PEFT, mlx-lm, loralib, llama.cpp), which need --base.
 
     Example: lora-np verify my-adapter my-model
     """
     from ..certificate import certify
     from ..files import load_adapter, load_model
+    from .foreign import verify_foreign
+
+    if is_foreign(adapter):
+        return verify_foreign(adapter, merged, base, alpha, as_json=as_json)
+    if alpha is not None:
+        raise ValueError("--alpha belongs to adapters of loralib: leave it out")
 
     model, _ = load_adapter(adapter, load_model(base))
     text = np.random.default_rng(0).integers(32, 127, (2, min(128, model.config.context)))
