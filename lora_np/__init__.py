@@ -23,13 +23,14 @@ Source: Hu et al. 2021, LoRA: Low-Rank Adaptation of Large Language Models, arXi
 
 from .certificate import certify
 from .config import TransformerConfig
-from .devices import to_device
-from .differentiation import operation, value_and_grad
+from .engine.devices import to_device
+from .engine.differentiation import operation, value_and_grad
 from .files import load_adapter, load_model, save_adapter, save_model
 from .generation import generate
 from .gradients import gradcheck
-from .lora import LoraConfig, LoraLinear, delta, rounding_bound
+from .lora import LoraLinear, delta, rounding_bound
 from .methods import METHODS, adapt
+from .methods.lora import LoraConfig
 from .model import Transformer, initialize, language_model_loss
 from .optimization import TrainingConfig, start
 from .parameters import count, parameters, with_parameters

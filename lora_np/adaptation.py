@@ -19,23 +19,23 @@ from typing import Any
 import numpy as np
 
 from .costs import step_bytes
-from .devices import to_device
+from .disk.folders import check_free, new_folder, partial_folder
+from .disk.marks import Kind
+from .disk.reading import Contents, read_once
+from .engine.devices import to_device
+from .engine.memory import available_bytes
+from .engine.threads import worker_count
 from .files import digest, load_checkpoint, save_adapter, save_checkpoint
-from .folders import check_free, new_folder, partial_folder
-from .lora import LoraConfig
-from .marks import Kind
-from .memory import available_bytes
 from .method import Method, whole
 from .methods import adapt, name_of
+from .methods.lora import LoraConfig
 from .methods.tuning import Full
 from .model import Transformer
 from .names import matching
 from .optimization import TrainingConfig, TrainingState, start
 from .parameters import count, with_parameters
-from .reading import Contents, read_once
 from .tasks import Batches as Shuffled
 from .tasks import Example, Sequence, encode, epoch, read_examples, split
-from .threads import worker_count
 from .tokenizers import ByteTokenizer, Tokenizer
 from .training import Batches, Record, evaluate, fit, model_loss, pieces_of
 

@@ -17,13 +17,13 @@ import numpy as np
 
 from . import operations as ops
 from . import textbook
-from .arrays import Array
 from .config import TransformerConfig
-from .devices import to_device, to_host
-from .differentiation import operation
-from .lora import LoraConfig
+from .engine.arrays import Array
+from .engine.devices import to_device, to_host
+from .engine.differentiation import operation
 from .method import Method
 from .methods.bottleneck import AdapterH, AdapterL, AdapterP, Compacter
+from .methods.lora import LoraConfig
 from .methods.prefix import LoraPrefixEmbedding, LoraPrefixLayer, PrefixEmbedding, PrefixKeysValues, PrefixLayer
 from .methods.tuning import BitFit, Full, Top
 from .methods.variants import DoRA, LoraFA, LoraPlus, PiSSA, VeRA

@@ -46,8 +46,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .arrays import Array, row_blocks
-from .devices import to_host
+from .engine.arrays import Array, row_blocks
+from .engine.devices import to_host
 from .gradients import finite
 from .model import Transformer, place_of
 from .parameters import parameters, with_parameters
@@ -193,7 +193,7 @@ def certify_arrays(
 
 def adapted_verdict(name: str, base: Array, wrapper: Any, found: Array, stages: Stages | None = None) -> ArrayVerdict:
     """Judge one merged array against what the wrapper around `base` expects, by (V1) to (V3)."""
-    tally = _Tally()
+    tally = Tally()
     for rows in row_blocks(found.shape[0], math.prod(found.shape[1:]), ENTRIES):
         expected = wrapper.expected(rows)
         made = stages or Stages(expected.precision, found.dtype)
@@ -219,7 +219,7 @@ def error_of_check(expected: Expected) -> Array:
 
 
 @dataclass
-class _Tally:
+class Tally:
     """What is summed up over the blocks of rows of one array."""
 
     used: float = -1.0
@@ -280,7 +280,7 @@ class _Tally:
 
 def _frozen_verdict(name: str, base: Array, found: Array) -> ArrayVerdict:
     """Equal to the bit, or not."""
-    tally, same = _Tally(), base.dtype == found.dtype
+    tally, same = Tally(), base.dtype == found.dtype
     for rows in row_blocks(found.shape[0], math.prod(found.shape[1:]), ENTRIES):
         here, there = _float64(found[rows]), _float64(base[rows])
         same = same and bool((np.signbit(here) == np.signbit(there)).all())  # −0 = 0, but for a bit

@@ -20,22 +20,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .arrays import Array
 from .config import TransformerConfig
 from .config import described as described_sizes
-from .devices import to_host
-from .folders import new_folder
+from .disk.folders import new_folder
+from .disk.marks import Kind
+from .disk.reading import check_regular, read_json
+from .disk.writing import write_atomically, write_json
+from .engine.arrays import Array
+from .engine.devices import to_host
 from .loading import is_foreign, load_foreign
 from .lora import adapters
-from .marks import Kind
 from .method import Method
 from .methods import described, method_from
 from .model import Transformer, place_of, skeleton
 from .optimization import TrainingState
 from .parameters import Arrays, parameters, walk, with_parameters
-from .reading import check_regular, read_json
 from .wrappers import wrappers
-from .writing import write_atomically, write_json
 
 BASE = Path(__file__).parent / "pretrained"  # the base that ships
 MODEL = Kind("model", ("config.json", "model.safetensors"))

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from .arrays import Array
-from .devices import explained_memory, to_host
+from .engine.arrays import Array
+from .engine.devices import explained_memory, to_host
 from .model import Transformer, beside
 
 

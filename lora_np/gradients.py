@@ -30,10 +30,10 @@ from typing import Any, Literal
 import autograd
 import numpy as np
 
-from .arrays import Array
 from .cases import Case, joined_cases, model_cases, operation_cases
-from .devices import to_device
-from .differentiation import value_and_grad
+from .engine.arrays import Array
+from .engine.devices import to_device
+from .engine.differentiation import value_and_grad
 from .parameters import Arrays
 
 Verdict = Literal["equal", "zero", "different", "cannot be said"]

@@ -18,17 +18,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .arrays import Array
 from .config import ARCHITECTURES, TransformerConfig
+from .disk.reading import read_json as checked_json
+from .engine.arrays import Array
+from .engine.memory import available_bytes
 from .formats import names
 from .formats.disk import only, shown
 from .formats.gguf import open_gguf
 from .formats.huggingface import open_model
 from .formats.tensors import Tensor
-from .memory import available_bytes
 from .model import Transformer, initialize, skeleton
 from .parameters import Arrays, parameters, with_parameters
-from .reading import read_json as checked_json
 
 # Their family → our architecture, and how its MLP must be described for that to be true.
 FAMILIES = {

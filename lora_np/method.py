@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .arrays import Array
 from .config import TransformerConfig
+from .engine.arrays import Array
 from .parameters import Arrays
 
 NUMBER = int | float | np.integer | np.floating  # one of NumPy as well, whatever its precision

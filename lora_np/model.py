@@ -26,10 +26,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .arrays import Array, array_module, blank, is_array, is_box, on_device
 from .config import TransformerConfig
-from .devices import check_together, to_device
-from .differentiation import recomputed
+from .engine.arrays import Array, array_module, blank, is_array, is_box, on_device
+from .engine.devices import check_together, to_device
+from .engine.differentiation import recomputed
 from .modules import (
     BLOCKS,
     MLP,

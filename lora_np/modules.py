@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .arrays import Array, array_module
+from .engine.arrays import Array, array_module
 from .operations import (
     attention,
     embedding,

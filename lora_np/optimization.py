@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .arrays import Array, array_module, fused
+from .engine.arrays import Array, array_module, fused
 from .names import per_path
 from .parameters import Arrays
 

@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
-from .arrays import Array, is_array
+from .engine.arrays import Array, is_array
 from .names import matching
 
 Arrays = dict[str, Array]

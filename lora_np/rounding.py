@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .arrays import Array
+from .engine.arrays import Array
 
 
 def finfo_of(dtype: npt.DTypeLike) -> Any:

@@ -20,14 +20,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .arrays import array_module, on_device
 from .config import TransformerConfig, matrix_multiply_adds
-from .devices import explained_memory
-from .differentiation import value_and_grad
+from .engine.arrays import array_module, on_device
+from .engine.devices import explained_memory
+from .engine.differentiation import value_and_grad
+from .engine.threads import thread_map
 from .model import Transformer, beside, language_model_loss, place_of, with_dropout
 from .optimization import TrainingConfig, TrainingState, clipped, global_norm, learning_rate, update
 from .parameters import Arrays, walk, with_parameters
-from .threads import thread_map
 
 Loss = Callable[[Arrays, Any, np.random.Generator], Any]
 

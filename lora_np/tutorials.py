@@ -20,7 +20,7 @@ def copy_tutorials(folder: str | Path) -> list[Path]:
     Each file appears whole or not at all, and when one cannot be written none stays. Raises FileExistsError when one of
     them is there already, and FileNotFoundError when this installation came without its tutorials.
     """
-    from .writing import write_new
+    from .disk.writing import write_new
 
     folder = Path(folder)
     found = _source()

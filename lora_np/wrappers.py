@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy.typing as npt
 
-from .arrays import Array, is_array
+from .engine.arrays import Array, is_array
 from .parameters import walk
 
 Model = TypeVar("Model")

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 from hypothesis import settings
 
-from lora_np.arrays import Array
 from lora_np.config import TransformerConfig
-from lora_np.lora import LoraConfig, LoraLinear, adapters
+from lora_np.engine.arrays import Array
+from lora_np.lora import LoraLinear, adapters
 from lora_np.methods import adapt
+from lora_np.methods.lora import LoraConfig
 from lora_np.model import Linear, Transformer, initialize
 from lora_np.names import plain
 from lora_np.parameters import parameters, with_modules, with_parameters

@@ -12,15 +12,17 @@ import numpy as np
 import pytest
 from builders import hashes, model
 
-from lora_np import adaptation, files, folders
+from lora_np import adaptation, files
 from lora_np.adaptation import CHECKPOINT, DataConfig, Interrupted, Outcome, Result, Text, adapt_to_file, read_file
 from lora_np.costs import lora_count
+from lora_np.disk import folders
+from lora_np.disk.folders import partial_folder
+from lora_np.disk.marks import MARK
 from lora_np.files import load_adapter, read_arrays, write_arrays
-from lora_np.folders import partial_folder
-from lora_np.lora import LoraConfig, adapters
-from lora_np.marks import MARK
+from lora_np.lora import adapters
 from lora_np.method import Method
 from lora_np.methods import METHODS
+from lora_np.methods.lora import LoraConfig
 from lora_np.methods.tuning import BitFit, Full, Top
 from lora_np.model import Transformer
 from lora_np.optimization import TrainingConfig

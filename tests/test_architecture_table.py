@@ -16,8 +16,8 @@ from lora_np.costs import bill, matrix_multiply_adds
 from lora_np.files import digest, load_model, save_model
 from lora_np.generation import generate
 from lora_np.gradients import check
-from lora_np.lora import LoraConfig
 from lora_np.methods import adapt
+from lora_np.methods.lora import LoraConfig
 from lora_np.model import Linear, Transformer, initialize, language_model_loss, skeleton
 from lora_np.names import targeted
 from lora_np.parameters import count, parameters, walk, with_parameters

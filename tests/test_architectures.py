@@ -13,11 +13,12 @@ import pytest
 from builders import assert_agree, model
 from strict_array import StrictArray, counted, strict
 
-from lora_np import differentiation, textbook
-from lora_np.devices import to_device
-from lora_np.differentiation import value_and_grad
-from lora_np.lora import LoraConfig
+from lora_np import textbook
+from lora_np.engine import differentiation
+from lora_np.engine.devices import to_device
+from lora_np.engine.differentiation import value_and_grad
 from lora_np.methods import adapt
+from lora_np.methods.lora import LoraConfig
 from lora_np.model import Transformer
 from lora_np.modules import MLP, Block, GatedMLP, LayerNorm, Rotary
 from lora_np.operations import cross_entropy, head_cross_entropy

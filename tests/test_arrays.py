@@ -12,8 +12,8 @@ from builders import lora_linear_module, random_shapes
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_np.arrays import ForeignVSpace, array_module, is_array, is_box, register, row_blocks, rows
-from lora_np.differentiation import value_and_grad
+from lora_np.engine.arrays import ForeignVSpace, array_module, is_array, is_box, register, row_blocks, rows
+from lora_np.engine.differentiation import value_and_grad
 from lora_np.model import dropout_mask
 from lora_np.operations import attention, cross_entropy, embedding, gelu, layer_norm, linear, lora_linear
 

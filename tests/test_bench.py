@@ -30,8 +30,8 @@ from lora_np.bench.sizes import GENERATION, RandomTokens
 from lora_np.bench.workloads import WORKLOADS, Task
 from lora_np.cli import code_of
 from lora_np.costs import step_multiply_adds
+from lora_np.disk.marks import MARK
 from lora_np.figures.bench import time_and_memory
-from lora_np.marks import MARK
 
 LITTLE = Size("little", 16, 2, 2, 4, 12, 32)  # a millisecond or two a step
 HURRIED = {"ROUND_SECONDS": 1e-3, "PAUSE": 0.0}  # figures that nobody will read need not be good ones

@@ -14,8 +14,9 @@ from builders import adapted, cast, config, hashes, model, moved, rescaled, toke
 
 from lora_np import certificate, lora
 from lora_np.certificate import ArrayVerdict, Certificate, certify
-from lora_np.lora import LoraConfig, adapters, delta
+from lora_np.lora import adapters, delta
 from lora_np.methods import adapt
+from lora_np.methods.lora import LoraConfig
 from lora_np.model import Linear, Transformer, initialize
 from lora_np.parameters import parameters, with_modules, with_parameters
 from lora_np.wrappers import merge, unwrapped

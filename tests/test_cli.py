@@ -25,8 +25,8 @@ from builders import model
 from warm import exit_code, run
 
 from lora_np.costs import lora_count, named_shape, parameter_count
+from lora_np.disk.marks import MARK
 from lora_np.files import load_model, read_arrays, save_model, write_arrays
-from lora_np.marks import MARK
 from lora_np.parameters import count, parameters, with_parameters
 
 MAIN = "from lora_np.cli import main; main()"

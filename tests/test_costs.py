@@ -22,10 +22,10 @@ from hypothesis import strategies as st
 
 from lora_np import costs
 from lora_np.config import SHAPES, TransformerConfig, shape_name
-from lora_np.differentiation import value_and_grad
-from lora_np.lora import LoraConfig
+from lora_np.engine.differentiation import value_and_grad
 from lora_np.method import Method
 from lora_np.methods import adapt
+from lora_np.methods.lora import LoraConfig
 from lora_np.methods.tuning import BitFit, Full, Top
 from lora_np.model import initialize, language_model_loss, skeleton
 from lora_np.names import ATTENTION, MLP, PRESETS

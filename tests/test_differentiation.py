@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from builders import adapted, assert_agree, model, moved, random_batch
 
-from lora_np.differentiation import operation, recomputed, value_and_grad
+from lora_np.engine.differentiation import operation, recomputed, value_and_grad
 from lora_np.model import language_model_loss
 from lora_np.operations import attention, cross_entropy, embedding, gelu, layer_norm, linear, lora_linear
 from lora_np.parameters import parameters, with_parameters

@@ -16,6 +16,7 @@ from builders import adapted, model, moved, random_batch
 from lora_np import adaptation
 from lora_np.adaptation import DataConfig, adapt_to_file
 from lora_np.costs import step_bytes
+from lora_np.disk.marks import MARK
 from lora_np.files import (
     digest,
     load_adapter,
@@ -26,8 +27,7 @@ from lora_np.files import (
     save_checkpoint,
     save_model,
 )
-from lora_np.lora import LoraConfig
-from lora_np.marks import MARK
+from lora_np.methods.lora import LoraConfig
 from lora_np.model import Linear, language_model_loss
 from lora_np.names import ATTENTION, MLP
 from lora_np.optimization import TrainingConfig, TrainingState, global_norm

@@ -22,8 +22,8 @@ from lora_np.exercises.rank import (
     fastest_steps,
     outcome,
 )
-from lora_np.lora import LoraConfig
 from lora_np.methods import adapt
+from lora_np.methods.lora import LoraConfig
 from lora_np.optimization import TrainingConfig
 from lora_np.paper.intervals import Interval
 from lora_np.parameters import count, parameters

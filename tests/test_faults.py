@@ -11,8 +11,8 @@ import pytest
 from foreign_world import ALPHA, GATE, RANK, SIZES, UP, D, Q, World, world, write_adapter
 from formats_files import write_file
 
-from lora_np.faults import FAULTS
 from lora_np.formats.tensors import dtype_of
+from lora_np.merges.faults import FAULTS
 
 NAME = f"{Q}.weight"
 

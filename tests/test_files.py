@@ -24,6 +24,8 @@ from safetensors.numpy import save
 
 from lora_np.certificate import certify
 from lora_np.costs import adapter_bytes, lora_count
+from lora_np.disk.marks import MARK
+from lora_np.disk.reading import read_json
 from lora_np.files import (
     digest,
     digest_of,
@@ -36,13 +38,12 @@ from lora_np.files import (
     save_model,
     write_arrays,
 )
-from lora_np.lora import LoraConfig, adapters
-from lora_np.marks import MARK
+from lora_np.lora import adapters
+from lora_np.methods.lora import LoraConfig
 from lora_np.model import Transformer
 from lora_np.names import PRESETS
 from lora_np.optimization import TrainingState
 from lora_np.parameters import count, parameters, with_parameters
-from lora_np.reading import read_json
 from lora_np.wrappers import merge
 
 RUN = {"rank": 2, "targets": ("query", "value"), "file": "3f2a"}

@@ -15,15 +15,15 @@ from typing import Any
 import pytest
 from builders import model
 
-from lora_np import folders, renaming, writing
 from lora_np.adaptation import ADAPTER, CHECKPOINT
 from lora_np.cli.measuring import BENCH
+from lora_np.disk import folders, renaming, writing
+from lora_np.disk.folders import check_free, new_folder, partial_folder
+from lora_np.disk.marks import EARLIER, MARK, Kind
+from lora_np.disk.renaming import exchange, rename_new
+from lora_np.disk.writing import write_atomically, write_json, write_new
 from lora_np.files import MODEL, digest, load_model, save_model
-from lora_np.folders import check_free, new_folder, partial_folder
-from lora_np.marks import EARLIER, MARK, Kind
 from lora_np.paper.study import STUDY
-from lora_np.renaming import exchange, rename_new
-from lora_np.writing import write_atomically, write_json, write_new
 
 ANY = Kind("thing", ("a", "b", "sub/*.json"))
 LONG = Kind("run", ("a", "b"), resumes="a")

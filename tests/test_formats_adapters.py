@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from shared_data import shared_data
 
-from lora_np.arrays import row_blocks
+from lora_np.engine.arrays import row_blocks
 from lora_np.formats import placing
 from lora_np.formats.adapters import read_adapter
 from lora_np.formats.examining import examined

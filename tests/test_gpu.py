@@ -23,20 +23,22 @@ import lora_np.model
 import lora_np.optimization
 import lora_np.paper.study
 import lora_np.training
-from lora_np import differentiation, operations
+from lora_np import operations
 from lora_np.adaptation import CHECKPOINT, DataConfig, adapt_to_file
-from lora_np.arrays import array_module, fused, row_blocks
 from lora_np.bench.sizes import GENERATION, Size, Task
 from lora_np.bench.workloads import WORKLOADS
 from lora_np.cases import Case, joined_cases, operation_cases
 from lora_np.cli import main
-from lora_np.devices import DeviceError, DeviceMemoryError, device_of, to_device, to_host
-from lora_np.differentiation import operation, value_and_grad
+from lora_np.engine import differentiation
+from lora_np.engine.arrays import array_module, fused, row_blocks
+from lora_np.engine.devices import DeviceError, DeviceMemoryError, device_of, to_device, to_host
+from lora_np.engine.differentiation import operation, value_and_grad
 from lora_np.files import read_arrays, save_model
 from lora_np.generation import generate
 from lora_np.gradients import check, gradcheck
-from lora_np.lora import LoraConfig, delta, rounding_bound
+from lora_np.lora import delta, rounding_bound
 from lora_np.methods import adapt
+from lora_np.methods.lora import LoraConfig
 from lora_np.model import Transformer, beside, language_model_loss
 from lora_np.optimization import TrainingConfig, clipped, global_norm, start, update
 from lora_np.paper.results import StudyConfig

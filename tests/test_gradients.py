@@ -29,7 +29,7 @@ from lora_np.cases import (
     operation_cases,
     small_model,
 )
-from lora_np.differentiation import operation
+from lora_np.engine.differentiation import operation
 from lora_np.gradients import LEVELS, STEP, Report, Row, all_cases, check, difference_quotient, gradcheck
 from lora_np.lora import LoraEmbedding, LoraLinear
 from lora_np.methods import METHODS

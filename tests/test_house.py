@@ -14,18 +14,17 @@ PACKAGE = Path(lora_np.__file__).parent
 
 # From the ground up. A room is a module or a package of `lora_np`; an import inside a function counts as any other.
 FLOORS = (
-    {"arrays", "memory", "names", "reading", "renaming", "stopping", "textbook", "tokenizers", "version"},
-    {"config", "devices", "differentiation", "formats", "parameters", "progress", "rounding", "tasks", "threads"}
-    | {"writing"},
-    {"marks", "method", "operations", "optimization", "tutorials", "wrappers"},
-    {"folders", "modules"},
+    {"engine", "names", "stopping", "textbook", "tokenizers", "version"},
+    {"config", "disk", "formats", "parameters", "progress", "rounding"},
+    {"method", "operations", "optimization", "tasks", "tutorials", "wrappers"},
+    {"modules"},
     {"model"},
     {"generation", "loading", "lora", "training"},
     {"methods", "proofs"},
     {"cases", "costs", "files"},
     {"adaptation", "bench", "gradients"},
     {"certificate", "figures", "pretrained"},
-    {"paper"},
+    {"merges", "paper"},
     {"exercises"},
     {"cli"},
 )

@@ -11,8 +11,8 @@ import pytest
 from builders import assert_agree, model, random_batch
 from test_subspaces import SURE
 
-from lora_np.arrays import Array
-from lora_np.differentiation import value_and_grad
+from lora_np.engine.arrays import Array
+from lora_np.engine.differentiation import value_and_grad
 from lora_np.optimization import TrainingConfig, start
 from lora_np.paper.intrinsic import InSubspace, IntrinsicDimension, in_subspace, intrinsic_dimension, trained_in
 from lora_np.parameters import count, parameters

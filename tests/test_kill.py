@@ -15,8 +15,8 @@ import pytest
 from commands import AS_FROM_A_TERMINAL, IN_THE_BACKGROUND
 from test_cli import done, findings, tiny_base
 
+from lora_np.disk.marks import MARK
 from lora_np.files import load_adapter, load_model, read_arrays
-from lora_np.marks import MARK
 
 STEPS = 400
 LINE = ["adapt", "pairs.tsv", "--base", "base", "--steps", str(STEPS), "--batch-size", "8", "--dropout", "0.1", "--out"]

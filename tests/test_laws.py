@@ -18,10 +18,11 @@ import pytest
 from builders import assert_agree, model, random_batch
 from test_intrinsic import Same
 
-from lora_np.arrays import Array
-from lora_np.differentiation import value_and_grad
-from lora_np.lora import LoraConfig, adapters, delta
+from lora_np.engine.arrays import Array
+from lora_np.engine.differentiation import value_and_grad
+from lora_np.lora import adapters, delta
 from lora_np.methods import adapt
+from lora_np.methods.lora import LoraConfig
 from lora_np.optimization import TrainingConfig, start
 from lora_np.parameters import Arrays, parameters, with_parameters
 from lora_np.training import fit, model_loss

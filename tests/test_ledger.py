@@ -24,10 +24,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from shared_data import shared_data
 
-from lora_np.arrays import Array
 from lora_np.cli import code_of
 from lora_np.config import TransformerConfig, parameter_count
 from lora_np.costs import adapter_bytes, training_state_bytes
+from lora_np.engine.arrays import Array
 from lora_np.method import Method
 from lora_np.model import skeleton
 from lora_np.optimization import TrainingConfig, start
@@ -458,7 +458,7 @@ def test_g_the_scales_in_use_are_two_and_eight_too() -> None:
 
 
 def test_h_a_gaussian_and_a_uniform_start_are_two_things() -> None:
-    from lora_np.lora import INITIALIZATIONS
+    from lora_np.methods.lora import INITIALIZATIONS
 
     assert pairs("h")["entries of A"] == ("Gaussian", "uniform")
     d = 400

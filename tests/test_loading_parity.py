@@ -174,9 +174,9 @@ def test_an_encoder_without_a_head_gives_the_states_of_theirs(tmp_path: Path) ->
 @pytest.mark.parametrize("name", ["gpt2", "llama", "bert"])
 def test_gradients_of_lora_are_those_of_peft(name: str, tmp_path: Path) -> None:
     peft = pytest.importorskip("peft", reason="the extra 'parity' is not installed")
-    from lora_np.differentiation import value_and_grad
-    from lora_np.lora import LoraConfig
+    from lora_np.engine.differentiation import value_and_grad
     from lora_np.methods import adapt
+    from lora_np.methods.lora import LoraConfig
     from lora_np.model import language_model_loss
     from lora_np.parameters import with_parameters
     from lora_np.tasks import Batch

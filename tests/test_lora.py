@@ -34,9 +34,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_np import costs, textbook
-from lora_np.differentiation import value_and_grad
-from lora_np.lora import LoraConfig, LoraEmbedding, LoraLinear, adapters, delta, rounding_bound
+from lora_np.engine.differentiation import value_and_grad
+from lora_np.lora import LoraEmbedding, LoraLinear, adapters, delta, rounding_bound
 from lora_np.methods import adapt
+from lora_np.methods.lora import LoraConfig
 from lora_np.model import Embedding, Linear, Transformer, dropout_mask, initialize, language_model_loss, with_dropout
 from lora_np.optimization import TrainingConfig, start
 from lora_np.parameters import count, parameters, with_parameters

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lora_np.memory import available_bytes, keep_freed_memory, peak_bytes
+from lora_np.engine.memory import available_bytes, keep_freed_memory, peak_bytes
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 MEBIBYTE = 1 << 20
@@ -18,7 +18,7 @@ MEBIBYTE = 1 << 20
 FAULTS = """
 import resource, sys
 import numpy as np
-from lora_np.memory import keep_freed_memory
+from lora_np.engine.memory import keep_freed_memory
 print(keep_freed_memory() if sys.argv[1] == "keep" else None)
 def step():
     arrays = [np.ones(1 << 18, np.float32) for _ in range(8)]
@@ -74,7 +74,7 @@ def _raises(error: type[Exception]) -> object:
 @linux
 def test_the_peak_is_that_of_this_process_and_grows_with_what_it_holds() -> None:
     program = (
-        "import numpy as np; from lora_np.memory import peak_bytes;"
+        "import numpy as np; from lora_np.engine.memory import peak_bytes;"
         "a = peak_bytes(); np.ones(100 << 18, np.float32); print(a, peak_bytes())"
     )
     ballast = np.ones(100 << 18, np.float32)  # ours, which the child must not report

@@ -22,9 +22,9 @@ from lora_np.cases import METHOD_CASES, model_case, small_model
 from lora_np.certificate import certify
 from lora_np.config import SHAPES
 from lora_np.costs import bill
-from lora_np.devices import to_device, to_host
+from lora_np.disk.folders import partial_folder
+from lora_np.engine.devices import to_device, to_host
 from lora_np.files import load_adapter, read_arrays, save_adapter
-from lora_np.folders import partial_folder
 from lora_np.generation import generate
 from lora_np.method import Method
 from lora_np.methods import METHODS, adapt, bottleneck, described, method_from, name_of, prefix, variants

@@ -27,7 +27,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_np import costs, textbook
-from lora_np.differentiation import value_and_grad
+from lora_np.engine.differentiation import value_and_grad
 from lora_np.model import (
     Embedding,
     LayerNorm,

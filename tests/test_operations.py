@@ -22,12 +22,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_np import operations, textbook
-from lora_np.arrays import row_blocks
 from lora_np.cases import CASES as TABLE
 from lora_np.cases import Draw
-from lora_np.differentiation import operation, value_and_grad
+from lora_np.engine.arrays import row_blocks
+from lora_np.engine.differentiation import operation, value_and_grad
+from lora_np.engine.threads import thread_map
 from lora_np.operations.rotary import rotary_tables
-from lora_np.threads import thread_map
 
 
 @dataclass(frozen=True, repr=False)

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from builders import model
 
-from lora_np import reading
 from lora_np.adaptation import DataConfig, Interrupted, adapt_to_file
+from lora_np.disk import reading
+from lora_np.disk.reading import Contents, check_regular, read_json, read_once, read_regular
 from lora_np.files import load_adapter, load_model, save_model
-from lora_np.lora import LoraConfig
-from lora_np.reading import Contents, check_regular, read_json, read_once, read_regular
+from lora_np.methods.lora import LoraConfig
 from lora_np.tasks import read_examples
 from lora_np.training import TrainingConfig
 

@@ -12,7 +12,7 @@ from foreign_world import LAYER, Q, World, said_by, world, write_adapter
 from formats_files import write_file
 
 from lora_np.formats.huggingface import open_weights
-from lora_np.recipes import RECIPES
+from lora_np.merges.recipes import RECIPES
 
 NAME = f"{Q}.weight"
 BITS = pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 from builders import moved, rescaled
 
-from lora_np import adaptation, figures, files, folders, gradients, proofs
+from lora_np import adaptation, figures, files, gradients, proofs
 from lora_np.config import TransformerConfig
-from lora_np.lora import LoraConfig, adapters, delta
-from lora_np.marks import MARK
+from lora_np.disk import folders
+from lora_np.disk.marks import MARK
+from lora_np.lora import adapters, delta
 from lora_np.methods import adapt
+from lora_np.methods.lora import LoraConfig
 from lora_np.model import initialize
 from lora_np.paper import report, results, study
 from lora_np.parameters import with_parameters

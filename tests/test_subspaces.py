@@ -11,7 +11,7 @@ from builders import assert_agree, few_shapes
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_np.arrays import Array
+from lora_np.engine.arrays import Array
 from lora_np.paper.subspaces import (
     Similarity,
     across,

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from lora_np.threads import MOST, VARIABLE, each, thread_map, worker_count
+from lora_np.engine.threads import MOST, VARIABLE, each, thread_map, worker_count
 
 # How long two threads wait for each other; they meet at once, unless there is only one of them.
 PATIENCE = 300.0

@@ -15,7 +15,7 @@ from builders import adapted, assert_agree, hashes, model, moved, random_batch
 import lora_np.training
 from lora_np.config import TransformerConfig
 from lora_np.costs import matrix_multiply_adds
-from lora_np.differentiation import value_and_grad
+from lora_np.engine.differentiation import value_and_grad
 from lora_np.model import Transformer, initialize, language_model_loss
 from lora_np.optimization import (
     TrainingConfig,

@@ -20,14 +20,15 @@ from builders import adapted, config, moved, random_batch
 
 import lora_np.model
 import lora_np.modules
-from lora_np import differentiation, operations
+from lora_np import operations
 from lora_np.costs import lora_count, step_multiply_adds
-from lora_np.differentiation import operation, value_and_grad
-from lora_np.lora import LoraConfig
+from lora_np.engine import differentiation
+from lora_np.engine.differentiation import operation, value_and_grad
+from lora_np.engine.threads import thread_map
+from lora_np.methods.lora import LoraConfig
 from lora_np.model import Transformer, initialize, language_model_loss
 from lora_np.operations.rotary import rotary_tables
 from lora_np.parameters import parameters, with_parameters
-from lora_np.threads import thread_map
 from lora_np.training import model_loss
 
 MEGABYTE = 1 << 20

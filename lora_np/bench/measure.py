@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..costs import step_bytes, step_multiply_adds
-from ..memory import available_bytes
-from ..threads import worker_count
+from ..engine.memory import available_bytes
+from ..engine.threads import worker_count
 from ..training import pieces_of
 from .process import Process
 from .sizes import TARGETS, Size, Task

@@ -15,9 +15,9 @@ import transformers
 from torch import nn
 from torch.nn import functional as F
 
+from ..engine.threads import worker_count
 from ..files import load_model
 from ..parameters import Arrays, parameters
-from ..threads import worker_count
 from .sizes import ALPHA, PROMPT, TRAINING, RandomTokens, Step, Task, adapted_model
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ..devices import library
-from ..threads import worker_count
+from ..engine.devices import library
+from ..engine.threads import worker_count
 from .growth import CHANGES, START, Growth, growth
 from .measure import Measured, Ratio, check_room, measure, predicted_bytes, ratio
 from .sizes import GENERATION, Size, Task

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from ..config import TransformerConfig
-from ..lora import LoraConfig
 from ..methods import adapt
+from ..methods.lora import LoraConfig
 from ..model import Transformer, initialize
 from ..optimization import TrainingConfig
 from ..parameters import parameters, with_parameters

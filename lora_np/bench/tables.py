@@ -2,7 +2,7 @@ r"""A benchmark as tables, each a title, a head and rows of text."""
 
 from __future__ import annotations
 
-from ..threads import worker_count
+from ..engine.threads import worker_count
 from .measure import ratio
 from .report import BenchReport
 from .sizes import RANK, TARGETS

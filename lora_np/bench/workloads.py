@@ -14,7 +14,7 @@ import autograd
 import numpy as np
 
 from .. import textbook
-from ..devices import to_device
+from ..engine.devices import to_device
 from ..files import load_model
 from ..generation import generate
 from ..lora import adapters

@@ -67,8 +67,8 @@ def adapt(
     Example: lora-np adapt pairs.tsv --out my-adapter --rank 4 --targets qv
     """
     from ..adaptation import ADAPTER, DataConfig, adapt_to_file
+    from ..disk.folders import check_free
     from ..files import BASE, load_model
-    from ..folders import check_free
     from ..optimization import TrainingConfig
     from ..progress import describe, watch
 
@@ -118,7 +118,7 @@ def generate(
 
     Example: lora-np generate --prompt 'The os module' --raw --tokens 60
     """
-    from ..devices import to_device
+    from ..engine.devices import to_device
     from ..files import load_adapter, load_model
     from ..generation import generate as generated
     from ..tasks import prompt_tokens

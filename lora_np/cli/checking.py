@@ -76,8 +76,8 @@ def merge(
 
     Example: lora-np merge my-adapter --out my-model
     """
+    from ..disk.folders import check_free
     from ..files import BASE, MODEL, load_adapter, load_model, save_model
-    from ..folders import check_free
     from ..wrappers import merge_whole, wrappers
     from .foreign import merge_foreign
 

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..writing import write_atomically, write_new
+from ..disk.writing import write_atomically, write_new
 from .options import in_bytes, say, table
 
 if TYPE_CHECKING:

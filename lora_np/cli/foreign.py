@@ -39,10 +39,10 @@ def read_base(adapter: Path, base: Path | None) -> Any:
 
 def verify_foreign(adapter: Path, merged: Path, base: Path | None, alpha: float | None, *, as_json: bool) -> int:
     """Judge every tensor; 0 when all hold."""
-    from ..foreign import judged, tied_tables
     from ..formats.adapters import read_adapter
     from ..formats.huggingface import open_weights
-    from ..recipes import replayed, who_wrote
+    from ..merges.judging import judged, tied_tables
+    from ..merges.recipes import replayed, who_wrote
 
     if base is not None and base.exists() and merged.exists() and base.samefile(merged):
         raise ValueError(f"--base and MERGED are both {base}: name the model before and after merging")
@@ -104,8 +104,8 @@ def in_words(found: Sequence[Any]) -> str:
 def merge_foreign(adapter: Path, out: Path, base: Path | None, alpha: float | None, recipe: str | None) -> int:
     """Merge into a new folder that transformers loads."""
     from ..formats.adapters import read_adapter
+    from ..merges.recipes import RECIPES, merge_files
     from ..names import nearest_first
-    from ..recipes import RECIPES, merge_files
 
     recipe = recipe or "float64"
     if recipe not in RECIPES:
@@ -131,7 +131,7 @@ def inspect(
     from ..formats.adapters import read_adapter
     from ..formats.huggingface import open_weights
     from ..gradients import finite
-    from ..inspecting import adapter_facts, model_facts
+    from ..merges.inspecting import adapter_facts, model_facts
 
     if is_adapter(folder):
         tensors, about = (None, None) if base is None else read_base(folder, base)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from .. import stopping
 from ..adaptation import Interrupted
-from ..devices import DeviceMemoryError
+from ..engine.devices import DeviceMemoryError
 from .options import app
 from .streams import lost, one_line, open_closed, steady
 

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from ..marks import Kind
-from ..writing import write_atomically, write_json
+from ..disk.marks import Kind
+from ..disk.writing import write_atomically, write_json
 from .options import ALL_SIZES, AsJson, Base, Device, Out, Overwrite, Resume, Seed, app, say, seed_of, table
 
 BENCH = Kind("bench", ("bench.json", "bench.md", "bench.png"))
@@ -61,8 +61,8 @@ def bench(
     """
     from ..bench import BenchConfig, markdown, named_size, tables
     from ..bench import bench as measured
+    from ..disk.folders import new_folder
     from ..figures.bench import time_and_memory
-    from ..folders import new_folder
     from ..progress import watch
 
     chosen = tuple(named_size(name.strip(), batch) for name in sizes.split(","))

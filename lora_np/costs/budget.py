@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from ..config import TransformerConfig
-from ..lora import LoraConfig
 from ..method import Method, whole
 from ..methods import METHODS
+from ..methods.lora import LoraConfig
 from .bill import Bill, bill
 
 

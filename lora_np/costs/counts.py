@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ..config import TransformerConfig
-from ..lora import LoraConfig
+from ..methods.lora import LoraConfig
 
 
 def lora(rank: int, targets: str | Iterable[str]) -> LoraConfig:

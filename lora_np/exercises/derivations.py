@@ -13,8 +13,8 @@ import autograd.numpy as anp
 import numpy as np
 
 from .. import operations
-from ..arrays import Array
 from ..cases import Case, operation_case, planted
+from ..engine.arrays import Array
 from ..gradients import AGREEMENT, Row, check
 from . import unanswered
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays import Array
+from ..engine.arrays import Array
 from ..lora import LoraLinear, delta
 from . import unanswered
 

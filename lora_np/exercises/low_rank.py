@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays import Array
+from ..engine.arrays import Array
 from . import unanswered
 
 CLOSE = 1e-5  # of the norm of the update: a thousand roundings of float32 are below it, and no mistake is

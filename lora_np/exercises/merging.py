@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays import Array
 from ..certificate import certify
+from ..engine.arrays import Array
 from ..lora import adapters
 from ..model import Transformer
 from ..parameters import parameters, with_modules, with_parameters

@@ -17,8 +17,8 @@ from ..adaptation import Text, run
 from ..config import TransformerConfig, shape_name
 from ..costs import lora_count, optimizer_bytes, parameter_count
 from ..files import write_arrays
-from ..lora import LoraConfig
 from ..methods import adapt
+from ..methods.lora import LoraConfig
 from ..methods.tuning import Full
 from ..model import Transformer
 from ..optimization import TrainingConfig, TrainingState, start

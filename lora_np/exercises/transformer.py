@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays import Array
 from ..config import TransformerConfig, shape_name
 from ..costs import adapter_bytes, lora_count, parameter_count
+from ..engine.arrays import Array
 from ..textbook import softmax
 from . import unanswered
 

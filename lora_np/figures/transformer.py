@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays import Array
+from ..engine.arrays import Array
 from ..names import PRESETS, targeted
 from . import COLOURS, GREY, _figure, _legend, _look
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays import Array
+from ..engine.arrays import Array
 from .disk import File, only, shown
 from .pickles import Machine, View
 from .tensors import DTYPES, MAX_AXES, Tensor, Tensors, dtype_of

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ..arrays import Array
+from ..engine.arrays import Array
 from .tensors import Tensor, flat
 from .updates import Adapter, Finding, Numbers, Update, in_type
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays import Array
+from ..engine.arrays import Array
 from . import grammar
 from .assembling import Assembly
 from .disk import File, shown

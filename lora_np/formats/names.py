@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays import Array
+from ..engine.arrays import Array
 from .disk import only, shown
 from .tensors import Tensor, Tensors
 

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays import Array
+from ..engine.arrays import Array
 from .disk import File, json_object, only, shown
 
 MAX_HEADER = 1 << 25  # bytes; a header of 2^25 names some 300,000 tensors, and as Python objects takes ten times that

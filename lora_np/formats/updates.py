@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..arrays import Array
+from ..engine.arrays import Array
 from .tensors import Tensor, dtype_of, flat
 
 Numbers = Array | Tensor

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ..arrays import Array
+from ..engine.arrays import Array
 from .tensors import DTYPES
 
 Layout = Mapping[str, tuple[str, tuple[int, ...]]]  # name -> type, as in DTYPES, and shape

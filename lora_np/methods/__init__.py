@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from ..lora import LoraConfig
 from ..method import Method
 from ..names import nearest_first
 from ..wrappers import wrappers
 from .bottleneck import AdapterH, AdapterL, AdapterP, Compacter
+from .lora import LoraConfig
 from .prefix import LoraPrefixEmbedding, LoraPrefixLayer, PrefixEmbedding, PrefixKeysValues, PrefixLayer
 from .tuning import BitFit, Full, Top
 from .variants import DoRA, LoraFA, LoraPlus, PiSSA, VeRA

@@ -27,8 +27,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..arrays import Array, array_module, normal
 from ..config import TransformerConfig
+from ..engine.arrays import Array, array_module, normal
 from ..method import Method, whole
 from ..model import LayerNorm, Linear, place_of
 from ..operations import gelu, kronecker, linear

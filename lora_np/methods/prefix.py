@@ -25,13 +25,13 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays import Array, array_module, blank, is_blank
 from ..config import TransformerConfig
-from ..lora import LoraConfig
+from ..engine.arrays import Array, array_module, blank, is_blank
 from ..method import Method, whole
 from ..model import Attention, Block, Embedding, Reading, place_of
 from ..operations import prepended, replaced_rows
 from ..parameters import Arrays, parameters, with_modules
+from .lora import LoraConfig
 
 
 @dataclass(frozen=True)

@@ -17,15 +17,16 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays import Array, array_module, blank, is_blank
 from ..config import TransformerConfig
-from ..devices import to_host
-from ..lora import BIASES, LoraConfig, LoraLinear, adapters
+from ..engine.arrays import Array, array_module, blank, is_blank
+from ..engine.devices import to_host
+from ..lora import LoraLinear, adapters
 from ..method import positive, whole
 from ..model import Linear
 from ..operations import dora_linear, lora_linear, scaled_rows
 from ..parameters import Arrays, parameters, with_modules
 from ..wrappers import Expected, wrappers
+from .lora import BIASES, LoraConfig
 
 
 @dataclass(frozen=True)

@@ -33,9 +33,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ..arrays import Array, array_module, fused, row_blocks
-from ..differentiation import operation
-from ..threads import each
+from ..engine.arrays import Array, array_module, fused, row_blocks
+from ..engine.differentiation import operation
+from ..engine.threads import each
 
 C = math.sqrt(2.0 / math.pi)
 CUBIC = 0.044715

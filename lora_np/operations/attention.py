@@ -47,9 +47,9 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from ..arrays import Array, array_module, on_device
-from ..differentiation import operation
-from ..threads import each
+from ..engine.arrays import Array, array_module, on_device
+from ..engine.differentiation import operation
+from ..engine.threads import each
 
 Group = tuple[slice, slice]  # of sequences, of heads
 

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..arrays import Array, array_module, rows
-from ..differentiation import operation
+from ..engine.arrays import Array, array_module, rows
+from ..engine.differentiation import operation
 
 
 def embedding_forward(tokens: Array, W: Array, /, *, wanted: tuple[str, ...]) -> tuple[Array, Any]:

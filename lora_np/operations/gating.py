@@ -21,9 +21,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..arrays import Array, array_module, fused, row_blocks
-from ..differentiation import operation
-from ..threads import each
+from ..engine.arrays import Array, array_module, fused, row_blocks
+from ..engine.differentiation import operation
+from ..engine.threads import each
 
 LARGEST = 88.0  # e to this power is near the largest number of float32
 

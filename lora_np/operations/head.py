@@ -30,9 +30,9 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays import Array, array_module, row_blocks, rows
-from ..differentiation import operation
-from ..threads import each
+from ..engine.arrays import Array, array_module, row_blocks, rows
+from ..engine.differentiation import operation
+from ..engine.threads import each
 
 WORDS = 1 << 11  # of the vocabulary at a time
 LOGITS = 1 << 20  # made at a time: 512 rows of them, enough for the matrix product to be at its best

@@ -18,8 +18,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..arrays import Array
-from ..differentiation import operation
+from ..engine.arrays import Array
+from ..engine.differentiation import operation
 
 Wanted = tuple[str, ...]
 

@@ -25,9 +25,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..arrays import Array, array_module, row_blocks, rows
-from ..differentiation import operation
-from ..threads import each
+from ..engine.arrays import Array, array_module, row_blocks, rows
+from ..engine.differentiation import operation
+from ..engine.threads import each
 
 ROWS = 512  # of a product at a time: with fewer, the matrix library is further from its best
 

@@ -18,8 +18,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..arrays import Array, array_module, rows
-from ..differentiation import operation
+from ..engine.arrays import Array, array_module, rows
+from ..engine.differentiation import operation
 
 
 def cross_entropy_forward(

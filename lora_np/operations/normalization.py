@@ -41,9 +41,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..arrays import Array, array_module, fused, row_blocks, rows
-from ..differentiation import operation
-from ..threads import each
+from ..engine.arrays import Array, array_module, fused, row_blocks, rows
+from ..engine.differentiation import operation
+from ..engine.threads import each
 
 
 def layer_norm_forward(

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..arrays import Array
-from ..differentiation import operation
+from ..engine.arrays import Array
+from ..engine.differentiation import operation
 
 
 def pool_forward(h: Array, weights: Array, /, *, wanted: tuple[str, ...]) -> tuple[Array, Any]:

@@ -28,9 +28,9 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays import Array, array_module, fused, row_blocks
-from ..differentiation import operation
-from ..threads import each
+from ..engine.arrays import Array, array_module, fused, row_blocks
+from ..engine.differentiation import operation
+from ..engine.threads import each
 
 
 def rotary_forward(x: Array, cos: Array, sin: Array, /, *, wanted: tuple[str, ...]) -> tuple[Array, Any]:

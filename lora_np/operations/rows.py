@@ -28,8 +28,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..arrays import Array, array_module, rows
-from ..differentiation import operation
+from ..engine.arrays import Array, array_module, rows
+from ..engine.differentiation import operation
 
 Wanted = tuple[str, ...]
 

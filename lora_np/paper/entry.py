@@ -15,9 +15,9 @@ from fractions import Fraction
 from typing import Any
 
 from ..config import SHAPES, TransformerConfig
-from ..lora import LoraConfig
 from ..method import Method
 from ..methods.bottleneck import AdapterH, AdapterL, AdapterP
+from ..methods.lora import LoraConfig
 from ..methods.prefix import LoraPrefixEmbedding, LoraPrefixLayer, PrefixEmbedding, PrefixLayer
 from ..methods.tuning import BitFit, Full, Top
 from ..names import PRESETS

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays import Array
+from ..engine.arrays import Array
 from ..operations import linear
 from ..optimization import TrainingConfig, start
 from ..parameters import Arrays, count

@@ -24,15 +24,15 @@ import numpy as np
 
 from ..adaptation import DataConfig, adapt_to_file
 from ..costs.budget import Offer, budget_of, compare
+from ..disk.reading import read_json
+from ..disk.writing import write_atomically, write_json
 from ..files import digest, load_model
 from ..method import Method, whole
 from ..methods import METHODS, described, method_named
 from ..model import Transformer
 from ..names import nearest_first
 from ..optimization import TrainingConfig
-from ..reading import read_json
 from ..tasks.generated import as_tsv, generate
-from ..writing import write_atomically, write_json
 from .intervals import STUDENT, Interval
 
 LABELS, TABLE = "labels.tsv", "methods.md"

@@ -8,9 +8,9 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from ..marks import there
-from ..reading import kind_of, read_regular
-from ..writing import write_atomically, write_new
+from ..disk.marks import there
+from ..disk.reading import kind_of, read_regular
+from ..disk.writing import write_atomically, write_new
 from .entry import Entry
 from .errata import Erratum
 from .ledger import in_one_line, tally

@@ -8,7 +8,7 @@ from typing import Any
 
 from .. import gradients
 from ..certificate import ArrayVerdict, Certificate, ModelGaps
-from ..lora import LoraConfig
+from ..methods.lora import LoraConfig
 from ..names import PRESETS
 from ..optimization import TrainingConfig
 from ..proofs import MapProof

@@ -23,24 +23,25 @@ from typing import Any
 
 import numpy as np
 
-from .. import adaptation, figures, files, folders, gradients
+from .. import adaptation, figures, files, gradients
 from ..adaptation import Text
-from ..arrays import Array
 from ..certificate import certify
-from ..devices import to_device
+from ..disk import folders
+from ..disk.marks import Kind
+from ..disk.reading import read_json
+from ..disk.writing import write_atomically, write_json
+from ..engine.arrays import Array
+from ..engine.devices import to_device
 from ..generation import generate as generated
-from ..marks import Kind
 from ..methods import adapt
 from ..model import Transformer
 from ..parameters import count
 from ..progress import describe
 from ..proofs import prove_maps
-from ..reading import read_json
 from ..tasks import Example, bits_per_byte_floor, epoch, generate, prompt_tokens, split
 from ..tokenizers import ByteTokenizer
 from ..version import __version__
 from ..wrappers import merge, unwrapped
-from ..writing import write_atomically, write_json
 from .report import pictures, report
 from .results import Run, StudyConfig, StudyResult
 

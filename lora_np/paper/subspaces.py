@@ -24,8 +24,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..arrays import Array
-from ..devices import to_host
+from ..engine.arrays import Array
+from ..engine.devices import to_host
 
 
 class Thin(NamedTuple):

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..arrays import Array
+from ..engine.arrays import Array
 from .subspaces import check_beside, check_factors, float64, orthonormal, update_directions
 
 

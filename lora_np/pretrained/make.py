@@ -19,15 +19,15 @@ import numpy as np
 
 from ..adaptation import CHECKPOINT, Interrupted, run
 from ..config import TransformerConfig
+from ..disk.reading import read_json
+from ..disk.writing import write_json
 from ..files import digest, load_checkpoint, load_model, save_model
 from ..methods.tuning import Full
 from ..model import Transformer, initialize
 from ..optimization import TrainingConfig
 from ..parameters import count, with_parameters
-from ..reading import read_json
 from ..tasks import Batch
 from ..training import Record, evaluate
-from ..writing import write_json
 from .baselines import Bytes, gzip_bits_per_byte, ngram_bits_per_byte
 from .corpus import parts, stream
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import chain, pairwise
 from pathlib import Path
 
-from ..reading import Contents, read_once
+from ..disk.reading import Contents, read_once
 
 FORMATS = ("text", "tsv", "csv", "jsonl", "e2e")
 _SUFFIXES = {".txt": "text", ".md": "text", ".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl"}

@@ -16,8 +16,8 @@ from os import lstat, scandir, stat_result
 from pathlib import Path
 from typing import Any
 
+from ..version import __version__
 from .reading import read_json
-from .version import __version__
 from .writing import LEFT, write_json
 
 MARK = ".lora_np.json"

@@ -3,7 +3,8 @@ r"""Where we write: a new folder appears whole, and only what lora_np wrote itse
     OUT.partial    the folder while it is built, marked as ours from its first moment
     OUT            the same folder, renamed when it is complete; the rename replaces nothing, unless that was asked for
 
-What counts as ours is decided in `lora_np.marks`. Everything else is refused before any work, with what stands there.
+What counts as ours is decided in `lora_np.disk.marks`. Everything else is refused before any work, with what stands
+there.
 """
 
 from __future__ import annotations

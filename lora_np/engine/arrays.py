@@ -2,7 +2,7 @@ r"""The one door to NumPy and its look-alikes: which library an array belongs to
 
 The bodies of `lora_np.operations` never name a library. They ask `array_module(x)` and write `xp.exp(...)`, so
 the same line runs on every array type that has been introduced with `register`. CuPy's introduces itself when it is
-first met; `lora_np.devices` moves things to and fro.
+first met; `lora_np.engine.devices` moves things to and fro.
 """
 
 from __future__ import annotations

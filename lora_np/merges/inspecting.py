@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import Array, row_blocks
-from .foreign import ENTRIES, found_rows
-from .formats.examining import examined
-from .formats.tensors import Tensor, flat
-from .formats.updates import Adapter, Finding, LowRank, Update, in_type
+from ..engine.arrays import Array, row_blocks
+from ..formats.examining import examined
+from ..formats.tensors import Tensor, flat
+from ..formats.updates import Adapter, Finding, LowRank, Update, in_type
+from ..rounding import rounded
+from .judging import ENTRIES, found_rows
 from .recipes import only_sums
-from .rounding import rounded
 
 MOST = 0.5  # share of the changes above which a merge loses the adapter rather than some of it
 

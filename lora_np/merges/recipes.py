@@ -22,10 +22,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from .arrays import Array, row_blocks
-from .formats.tensors import Tensor, flat
-from .formats.updates import Adapter, Numbers, Order, Update, in_type, peft_order
-from .formats.writing import CODES, SHARD, write_tensors
+from ..engine.arrays import Array, row_blocks
+from ..formats.tensors import Tensor, flat
+from ..formats.updates import Adapter, Numbers, Order, Update, in_type, peft_order
+from ..formats.writing import CODES, SHARD, write_tensors
 
 ENTRIES = 1 << 18
 BESIDE = ("config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json",
@@ -147,7 +147,7 @@ def _type(name: str, adapter: Adapter, base: Mapping[str, Tensor], recipe: Recip
 
 def _blocks(name: str, adapter: Adapter, base: Mapping[str, Tensor], recipe: Recipe) -> Iterator[Array]:
     """The merged numbers of one tensor, a block at a time."""
-    from .formats.tensors import dtype_of
+    from ..formats.tensors import dtype_of
 
     dtype = dtype_of(_type(name, adapter, base, recipe))
     update = adapter.updates.get(name)

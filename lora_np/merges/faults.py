@@ -1,7 +1,7 @@
 r"""What is the matter with a tensor that is not W0 + ΔW? Hypotheses by name, each an update that may have been merged.
 
-A hypothesis is judged as a merge is (`lora_np.foreign.verdict_of`), on rows spread over the tensor: the first whose
-entries all lie within their bounds is the name. So a name is never a matter of taste: it says that what was found is
+A hypothesis is judged as a merge is (`lora_np.merges.judging.verdict_of`), on rows spread over the tensor: the first
+whose entries all lie within their bounds is the name. So a name is never a matter of taste: it says that what was found is
 an honest merge of that other update. Only three names are looser, and are asked last: `twice` (the first merge is
 made here, and one made by another recipe rounds some entries otherwise), `scale` (a factor that no rule gives is
 measured, and 3 % of slack are let pass), and `another_adapter` (what was added has the rank of an adapter).
@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import Array
-from .foreign import Stages, found_rows, verdict_of
-from .formats.tensors import Tensor
-from .formats.updates import Adapter, LowRank, Numbers, Update
-from .rounding import rounded, spacing, unit_roundoff
+from ..engine.arrays import Array
+from ..formats.tensors import Tensor
+from ..formats.updates import Adapter, LowRank, Numbers, Update
+from ..rounding import rounded, spacing, unit_roundoff
+from .judging import Stages, found_rows, verdict_of
 
 SAMPLE = 1 << 18  # numbers of a tensor by which its fault is named
 LUCK = 0.15  # share of the entries in which two honest first merges may differ
@@ -292,7 +292,7 @@ def _requantised(case: Case) -> tuple[str, str] | None:
 
 
 def _extra_type(name: str) -> np.dtype[Any]:
-    from .formats.tensors import dtype_of
+    from ..formats.tensors import dtype_of
 
     return dtype_of(name)
 

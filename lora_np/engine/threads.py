@@ -49,7 +49,7 @@ def thread_map(workers: int | None = None) -> Iterator[Map[Any, Any]]:
     """A `map(function, items) -> list` over threads, results in the order of the items.
 
     Inside, the matrix library uses one thread, whatever the number of workers: so the numbers do not depend on it.
-    Memory that is freed is kept for reuse from the first call on: see `lora_np.memory`.
+    Memory that is freed is kept for reuse from the first call on: see `lora_np.engine.memory`.
     """
     from threadpoolctl import threadpool_limits
 

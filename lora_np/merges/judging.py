@@ -36,12 +36,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .arrays import Array, row_blocks
-from .certificate import ArrayVerdict, _Tally
-from .formats.grammar import HEADS, TABLES
-from .formats.tensors import Tensor, flat
-from .formats.updates import Adapter, LowRank, Numbers, Update, in_type
-from .rounding import gamma, rounded, spacing, underflow, unit_roundoff, within
+from ..certificate import ArrayVerdict, Tally
+from ..engine.arrays import Array, row_blocks
+from ..formats.grammar import HEADS, TABLES
+from ..formats.tensors import Tensor, flat
+from ..formats.updates import Adapter, LowRank, Numbers, Update, in_type
+from ..rounding import gamma, rounded, spacing, underflow, unit_roundoff, within
 
 ENTRIES = 1 << 17  # of a tensor at a time: 1 MiB in float64, of which some twenty are held together
 SHORT = ("float16", "bfloat16")
@@ -93,7 +93,7 @@ class Judged:
         return math.inf if self.fault and self.array is None else used + (1e300 if self.fault else 0.0)
 
     def as_dict(self) -> dict[str, Any]:
-        from .gradients import finite
+        from ..gradients import finite
 
         about: dict[str, Any] = {"name": self.name, "kind": self.kind, "shape": list(self.shape), "dtype": self.dtype}
         about |= {"holds": self.holds, "fault": self.fault, "words": self.words}
@@ -113,7 +113,7 @@ def judged(
     """A verdict for each tensor that one side has or should have, in the order of the base.
 
     tied   {head: table} that are one tensor, of which the merged files may write both
-    named  look for what a fault is, by `lora_np.faults`
+    named  look for what a fault is, by `lora_np.merges.faults`
     """
     for name in [*base, *(name for name, update in adapter.updates.items() if update.new and name not in base)]:
         update = adapter.updates.get(name)
@@ -254,7 +254,7 @@ class Expectation(NamedTuple):
     e: Array
 
 
-class Sums(_Tally):
+class Sums(Tally):
     """What is summed up over the blocks of one tensor, by (V1) to (V3) with an E of any recipe."""
 
     def take(self, start: int, rows: Expectation, found: Array, precision: Any) -> None:
