@@ -1,8 +1,8 @@
 r"""What is the matter with a tensor that is not W0 + ΔW? Hypotheses by name, each an update that may have been merged.
 
 A hypothesis is judged as a merge is (`lora_np.merges.judging.verdict_of`), on rows spread over the tensor: the first
-whose entries all lie within their bounds is the name. So a name is never a matter of taste: it says that what was found is
-an honest merge of that other update. Only three names are looser, and are asked last: `twice` (the first merge is
+whose entries all lie within their bounds is the name. So a name is never a matter of taste: it says that what was found
+is an honest merge of that other update. Only three names are looser, and are asked last: `twice` (the first merge is
 made here, and one made by another recipe rounds some entries otherwise), `scale` (a factor that no rule gives is
 measured, and 3 % of slack are let pass), and `another_adapter` (what was added has the rank of an adapter).
 """
