@@ -25,7 +25,6 @@ from .config import TransformerConfig
 from .config import described as described_sizes
 from .devices import to_host
 from .folders import new_folder
-from .foreign import is_foreign, load_foreign
 from .lora import adapters
 from .marks import Kind
 from .method import Method
@@ -92,6 +91,21 @@ def _stored_as(arrays: Arrays, dtype: np.dtype[Any]) -> Arrays:
     return stored
 
 
+def gguf_file(path: Path) -> Path | None:
+    """The GGUF file that this is, or the one in a folder that describes no other model; else None."""
+    if path.suffix == ".gguf":
+        return path
+    found = [] if not path.is_dir() or (path / "config.json").exists() else list(path.glob("*.gguf"))
+    return found[0] if len(found) == 1 else None
+
+
+def is_foreign(path: str | Path) -> bool:
+    """Is this a GGUF file, a folder with one and no description, or a folder whose config.json is of transformers?"""
+    path = Path(path)
+    about = path / "config.json"
+    return gguf_file(path) is not None or (about.exists() and "model_type" in read_json(about))
+
+
 def load_model(folder: str | Path | None = None, dtype: npt.DTypeLike = np.float32) -> Transformer:
     """Read a model folder, by default the base that ships, and compute in `dtype` whatever it is stored in.
 
@@ -99,6 +113,8 @@ def load_model(folder: str | Path | None = None, dtype: npt.DTypeLike = np.float
     """
     folder = BASE if folder is None else Path(folder)
     if is_foreign(folder):
+        from .foreign import load_foreign
+
         return load_foreign(folder, dtype)
     about, path = read_json(folder / "config.json"), folder / "config.json"
     config = _checked(TransformerConfig, about, path)
@@ -106,6 +122,17 @@ def load_model(folder: str | Path | None = None, dtype: npt.DTypeLike = np.float
     _check_about(about, header, path)
     plain = skeleton(config)
     return _filled(plain, arrays, folder / "model.safetensors", dtype, parameters(plain))
+
+
+def load_config(folder: str | Path) -> TransformerConfig:
+    """The sizes of the model in a folder or file, ours or of other software; not one number is read."""
+    if is_foreign(folder):
+        from .foreign import open_foreign
+
+        return open_foreign(folder).config
+    path = Path(folder) / "config.json"
+    config: TransformerConfig = _checked(TransformerConfig, read_json(path), path)
+    return config
 
 
 def save_adapter(folder: str | Path, model: Transformer, method: Method, base: Transformer | str) -> None:

@@ -15,8 +15,8 @@ from formats_files import write_file
 
 from lora_np import foreign
 from lora_np.config import TransformerConfig
-from lora_np.files import digest, load_model, save_model
-from lora_np.foreign import is_foreign, load_foreign, open_foreign
+from lora_np.files import digest, is_foreign, load_model, save_model
+from lora_np.foreign import load_foreign, open_foreign
 from lora_np.formats import names
 from lora_np.formats.huggingface import config_json
 from lora_np.model import Transformer
