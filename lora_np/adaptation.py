@@ -36,7 +36,7 @@ from .optimization import TrainingConfig, TrainingState, start
 from .parameters import count, with_parameters
 from .tasks import Batches as Shuffled
 from .tasks import Example, Sequence, encode, epoch, read_examples, split
-from .tokenizers import ByteTokenizer, Tokenizer
+from .tokenizers import ByteTokenizer, Tokenizer, byte_count
 from .training import Batches, Record, evaluate, fit, model_loss, pieces_of
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -100,7 +100,8 @@ class Text:
     def bits_per_byte(self, model: Transformer) -> float:
         """What the model pays for the references and the mark that ends each, on average over their bytes."""
         nats = evaluate(model, epoch(self.sequences, self.batch_size, self.tokenizer.end))
-        return nats / math.log(2.0)
+        tokens = sum(sequence.tokens_trained for sequence in self.sequences)
+        return nats / math.log(2.0) * (tokens / sum(byte_count(self.tokenizer, s.learned) for s in self.sequences))
 
 
 @dataclass(frozen=True)

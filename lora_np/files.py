@@ -28,7 +28,8 @@ from .disk.reading import check_regular, read_json
 from .disk.writing import write_atomically, write_json
 from .engine.arrays import Array
 from .engine.devices import to_host
-from .loading import is_foreign, load_foreign
+from .formats.folders import is_foreign
+from .loading import load_foreign, open_foreign
 from .lora import adapters
 from .method import Method
 from .methods import described, method_from
@@ -106,6 +107,15 @@ def load_model(folder: str | Path | None = None, dtype: npt.DTypeLike = np.float
     _check_about(about, header, path)
     plain = skeleton(config)
     return _filled(plain, arrays, folder / "model.safetensors", dtype, parameters(plain))
+
+
+def load_config(folder: str | Path) -> TransformerConfig:
+    """The sizes of the model in a folder or file, ours or of other software; not one number is read."""
+    if is_foreign(folder):
+        return open_foreign(folder).config
+    path = Path(folder) / "config.json"
+    config: TransformerConfig = _checked(TransformerConfig, read_json(path), path)
+    return config
 
 
 def save_adapter(folder: str | Path, model: Transformer, method: Method, base: Transformer | str) -> None:

@@ -19,11 +19,11 @@ import numpy as np
 import numpy.typing as npt
 
 from .config import ARCHITECTURES, TransformerConfig
-from .disk.reading import read_json as checked_json
 from .engine.arrays import Array
 from .engine.memory import available_bytes
 from .formats import names
 from .formats.disk import only, shown
+from .formats.folders import gguf_file
 from .formats.gguf import open_gguf
 from .formats.huggingface import open_model
 from .formats.tensors import Tensor
@@ -60,25 +60,14 @@ class Foreign:
     turned: Callable[[str, Array], Array] = lambda name, array: array
 
 
-def is_foreign(path: str | Path) -> bool:
-    """Is this a GGUF file, a folder with one and no description, or a folder whose config.json is of transformers?"""
-    path = Path(path)
-    about = path / "config.json"
-    if path.suffix == ".gguf" or not path.is_dir():
-        return path.suffix == ".gguf"
-    return "model_type" in checked_json(about) if about.exists() else len(list(path.glob("*.gguf"))) == 1
-
-
 def open_foreign(path: str | Path) -> Foreign:
     """The sizes of a model of other software and where its arrays are; not one number is read.
 
     Raises ValueError or OSError in one line for a family that is not known, or a setting that is not read here.
     """
     path = Path(path)
-    if path.is_dir() and not (path / "config.json").exists():
-        path = next(iter(sorted(path.glob("*.gguf"))), path)
-    if path.suffix == ".gguf":
-        return _opened_gguf(path)
+    if gguf := gguf_file(path):
+        return _opened_gguf(gguf)
     tensors, found, family = open_model(path)
     return Foreign(path, _config(found, family, tensors, str(path / "config.json")), tensors)
 

@@ -70,3 +70,10 @@ class ByteTokenizer:
         if ids.size and not (0 <= ids.min() and ids.max() < self.vocab):
             raise ValueError(f"tokens must lie in 0..{self.vocab - 1}, got {ids.min()}..{ids.max()}")
         return bytes(ids[ids != self.end].astype(np.uint8)).decode("utf-8", errors="replace")
+
+
+def byte_count(tokenizer: Tokenizer, tokens: NDArray[np.int64]) -> int:
+    """How many bytes of text these tokens are, each mark of an end counted as one."""
+    if isinstance(tokenizer, ByteTokenizer):
+        return len(tokens)
+    return len(tokenizer.decode(tokens).encode()) + int((tokens == tokenizer.end).sum())

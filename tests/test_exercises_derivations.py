@@ -69,7 +69,7 @@ def test_a_tag_that_no_line_bears_raises() -> None:
 
 
 def test_an_unknown_case_raises_with_the_known_names() -> None:
-    with pytest.raises(ValueError, match=r"the cases are linear, .*got 'convolution'"):
+    with pytest.raises(ValueError, match=r"the cases are linear; .*got 'convolution'"):
         case("convolution")
 
 

@@ -15,15 +15,14 @@ PACKAGE = Path(lora_np.__file__).parent
 # From the ground up. A room is a module or a package of `lora_np`; an import inside a function counts as any other.
 FLOORS = (
     {"engine", "names", "stopping", "textbook", "tokenizers", "version"},
-    {"config", "disk", "formats", "parameters", "progress", "rounding"},
-    {"method", "operations", "optimization", "tasks", "tutorials", "wrappers"},
-    {"modules"},
+    {"config", "disk", "formats", "operations", "parameters", "progress", "rounding"},
+    {"method", "modules", "optimization", "tasks", "tutorials", "wrappers"},
     {"model"},
     {"generation", "loading", "lora", "training"},
     {"methods", "proofs"},
     {"cases", "costs", "files"},
     {"adaptation", "bench", "gradients"},
-    {"certificate", "figures", "pretrained"},
+    {"certificate", "figures", "pretrained", "vocabularies"},
     {"merges", "paper"},
     {"exercises"},
     {"cli"},

@@ -17,8 +17,9 @@ from lora_np import loading
 from lora_np.config import TransformerConfig
 from lora_np.files import digest, load_model, save_model
 from lora_np.formats import names
+from lora_np.formats.folders import is_foreign
 from lora_np.formats.huggingface import config_json
-from lora_np.loading import is_foreign, load_foreign, open_foreign
+from lora_np.loading import load_foreign, open_foreign
 from lora_np.model import Transformer
 from lora_np.parameters import parameters
 

@@ -71,6 +71,7 @@ def adapt(
     from ..files import BASE, load_model
     from ..optimization import TrainingConfig
     from ..progress import describe, watch
+    from ..vocabularies import tokenizer_of
 
     check_free(out, ADAPTER, overwrite=overwrite, resume=resume, inputs=(file, base or BASE))
     prompt, reference = two_names("--fields", fields)
@@ -82,13 +83,15 @@ def adapt(
     training = TrainingConfig(
         steps=steps, learning_rate=learning_rate, warmup=min(20, steps // 10), seed=seed, rates=rates_of(rates)
     )
+    model = load_model(base)
     result = adapt_to_file(
         file,
         out,
-        load_model(base),
+        model,
         chosen,
         training,
         data,
+        tokenizer=tokenizer_of(base, model.config),
         resume=resume,
         overwrite=overwrite,
         device=device,
@@ -122,12 +125,13 @@ def generate(
     from ..files import load_adapter, load_model
     from ..generation import generate as generated
     from ..tasks import prompt_tokens
-    from ..tokenizers import ByteTokenizer
+    from ..vocabularies import begun, tokenizer_of
 
     if tokens < 1:
         raise ValueError(f"--tokens must be at least 1, got {tokens}")
-    model, tokenizer = load_model(base), ByteTokenizer()
-    given = np.append(tokenizer.end, tokenizer.encode(prompt)) if raw else prompt_tokens(prompt, tokenizer)
+    model = load_model(base)
+    tokenizer = tokenizer_of(base, model.config)
+    given = begun(tokenizer, prompt) if raw else prompt_tokens(prompt, tokenizer)
     if adapter is not None:
         model, method = load_adapter(adapter, model)
         given = method.given(given, model.config)

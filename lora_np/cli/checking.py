@@ -27,6 +27,7 @@ from .options import (
     in_bytes,
     say,
     seed_of,
+    sizes_of,
     table,
 )
 
@@ -149,7 +150,7 @@ def _factors(array: Any) -> tuple[str, str]:
 
 @app.command()
 def params(
-    model: Annotated[str, typer.Argument(help="gpt2, gpt2-medium, gpt2-large, gpt2-xl, gpt3 or base.")],
+    model: Annotated[str, typer.Argument(help="gpt2, gpt2-medium, gpt2-large, gpt2-xl, gpt3, base, or a folder.")],
     method: MethodName = "lora",
     settings: Settings = None,
     rank: Rank = None,
@@ -168,7 +169,7 @@ def params(
     """
     from dataclasses import asdict
 
-    from ..costs import bill, named_shape
+    from ..costs import bill
     from .comparing import compared
 
     if compare:
@@ -180,7 +181,7 @@ def params(
     if budget is not None or out is not None:
         raise ValueError("--budget and --out belong to --compare: add it, or leave them out")
     chosen = chosen_method(method, settings, {"rank": rank, "targets": targets})
-    report = bill(named_shape(model), chosen)
+    report = bill(sizes_of(model), chosen)
     if as_json:
         say(json.dumps(asdict(report), indent=2))
         return 0 if report.holds else 1

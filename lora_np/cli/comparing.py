@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..disk.writing import write_atomically, write_new
-from .options import in_bytes, say, table
+from .options import in_bytes, say, sizes_of, table
 
 if TYPE_CHECKING:
     from ..costs.budget import Offer
@@ -22,12 +22,11 @@ HEAD = (
 
 def compared(model: str, budget: int | None, out: Path | None, *, overwrite: bool, as_json: bool) -> int:
     """Print the comparison, and draw it to `out` (.svg or .png). Nothing is computed where `out` cannot be written."""
-    from ..costs import named_shape
     from ..costs.budget import budget_of, compare
 
     if out is not None:
         _check_picture(out, overwrite=overwrite)
-    config = named_shape(model)
+    config = sizes_of(model)
     allowed = budget_of(config, budget)
     offers = compare(config, allowed)
     if out is not None:

@@ -20,7 +20,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Base = Annotated[Path | None, typer.Option(help="Model folder to start from; the base that ships when left out.")]
+Base = Annotated[
+    Path | None,
+    typer.Option(help="Model folder to start from, ours or of transformers, or GGUF; the base that ships if left out."),
+]
 Out = Annotated[Path, typer.Option(help="Folder to write; it appears when it is complete.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what exists at --out.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -122,6 +125,15 @@ def _read(text: str, kind: Any, key: str) -> Any:
             raise ValueError(f"{key} takes PATTERN:VALUE with commas between, got {text!r}")
         return {pattern: _read(value, get_args(kind)[1], key) for pattern, _, value in pairs}
     return named_targets(text) if key == "targets" else text
+
+
+def sizes_of(name: str) -> Any:
+    """The sizes that have this name, or those of the model in this folder or GGUF file."""
+    from ..config import SHAPES, named_shape
+    from ..files import load_config
+
+    path = Path(name)
+    return load_config(path) if name not in SHAPES and path.exists() else named_shape(name)
 
 
 def rates_of(text: str | None) -> dict[str, float]:

@@ -13,7 +13,9 @@ import autograd.numpy as anp
 import numpy as np
 
 from .. import operations
-from ..cases import Case, operation_case, planted
+from ..cases import Case, operation_case
+from ..cases import planted as planted
+from ..cases import spoiled as spoiled
 from ..engine.arrays import Array
 from ..gradients import AGREEMENT, Row, check
 from . import unanswered

@@ -83,10 +83,10 @@ def _package() -> Any:
 
 
 class Walk:
-    """Reads a header in order; never past its end."""
+    """Reads a header in order, never past its end; of a long list it keeps the first `kept` entries."""
 
-    def __init__(self, file: File) -> None:
-        self.path, self.at = file.path, 0
+    def __init__(self, file: File, kept: int = KEPT) -> None:
+        self.path, self.at, self.kept = file.path, 0, kept
         self.data = file.read(0, min(file.size, MAX_HEADER)).tobytes()
 
     def take(self, count: int) -> bytes:
@@ -112,21 +112,24 @@ class Walk:
         if inner in SCALARS:
             raw = self.take(count * struct.calcsize(SCALARS[inner]))
             width = struct.calcsize(SCALARS[inner])
-            return [struct.unpack_from(SCALARS[inner], raw, k * width)[0] for k in range(min(count, KEPT))]
+            return [struct.unpack_from(SCALARS[inner], raw, k * width)[0] for k in range(min(count, self.kept))]
         if count > len(self.data) - self.at:
             raise ValueError(f"{self.path} is truncated or corrupted: a list of {count} entries does not lie in it")
         kept = []
         for k in range(count):
             entry = self.value(inner, depth + 1)
-            if k < KEPT:
+            if k < self.kept:
                 kept.append(entry)
         return kept
 
 
-def open_gguf(path: str | Path) -> tuple[Tensors, dict[str, Any]]:
-    """The tensors and the settings of a GGUF file, of long lists the first entries; raises OSError or ValueError."""
+def open_gguf(path: str | Path, *, whole: bool = False) -> tuple[Tensors, dict[str, Any]]:
+    """The tensors and the settings of a GGUF file, of long lists the first entries; raises OSError or ValueError.
+
+    whole   long lists whole: a vocabulary, say
+    """
     file = File.open(Path(path))
-    walk = Walk(file)
+    walk = Walk(file, MAX_HEADER if whole else KEPT)
     if walk.data[:4] != b"GGUF":
         raise ValueError(f"{path} is no GGUF file: it does not begin with GGUF")
     walk.take(4)

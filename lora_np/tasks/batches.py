@@ -47,8 +47,13 @@ class Sequence:
         return len(self.tokens) - 1
 
     @property
+    def learned(self) -> NDArray[np.int64]:
+        r"""The tokens to predict: the reference and its END, as far as they were not cut."""
+        return self.tokens[self.n_prompt :]
+
+    @property
     def tokens_trained(self) -> int:
-        r"""Tokens to predict: the reference and its END."""
+        r"""How many those are."""
         return len(self.tokens) - self.n_prompt
 
 

@@ -1,0 +1,158 @@
+r"""The tokenizer of a model, by one door: bytes for ours, its own vocabulary for one of other software.
+
+    folder with tokenizer.json    byte-pair encoding, WordPiece …, as the `tokenizers` package reads it
+    GGUF file                     the byte-pair encoding in its settings
+    any other, or none            bytes
+
+The mark that ends a text, starts a sequence and pads a batch is the vocabulary's own end, or [SEP].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .config import TransformerConfig
+from .disk.reading import read_json, read_regular
+from .formats.disk import only, shown
+from .formats.folders import gguf_file, is_foreign
+from .tokenizers import ByteTokenizer, Tokenizer
+
+ENDS = ("eos_token", "sep_token")  # of tokenizer_config.json, the first that is there
+PRETOKENIZERS = ("gpt-2", "default", "smollm")  # how GGUF files say what is cut apart before pairs are joined
+CONTROL = 3  # what a GGUF file calls a token that no text holds
+
+
+@dataclass(frozen=True)
+class FileTokenizer:
+    """A vocabulary as the `tokenizers` package holds it, with the members of `Tokenizer`."""
+
+    library: Any
+    end: int
+    vocab: int
+
+    def encode(self, text: str, /) -> NDArray[np.int64]:
+        """The ids of `text`, none of them special; a text that spells its end, or no text, raises ValueError."""
+        ids = np.array(self._encoded(text, special=False), np.int64)
+        if (ids == self.end).any():
+            raise ValueError(f"text must not contain {self.library.id_to_token(self.end)!r}, which marks its end")
+        return ids
+
+    def begun(self, text: str, /) -> NDArray[np.int64]:
+        """The ids of a text that goes on, with what its vocabulary puts before it, if anything."""
+        ids = np.array(self._encoded(text, special=True), np.int64)
+        return ids if len(ids) else np.array([self.end])
+
+    def decode(self, tokens: ArrayLike, /) -> str:
+        """The text of all `tokens`, its end dropped wherever it stands."""
+        ids = np.asarray(tokens)
+        if ids.size and (ids.dtype.kind not in "iu" or not 0 <= ids.min() <= ids.max() < self.vocab):
+            raise ValueError(f"tokens must be whole numbers in 0..{self.vocab - 1}, got {ids.min()}..{ids.max()}")
+        return str(self.library.decode(ids[ids != self.end].astype(int).tolist(), skip_special_tokens=False))
+
+    def _encoded(self, text: str, *, special: bool) -> list[int]:
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"text must be encodable as UTF-8, got the lone surrogate {text[error.start]!r} "
+                f"at character {error.start}: remove it"
+            ) from None
+        return list(self.library.encode(text, add_special_tokens=special).ids)
+
+
+def tokenizer_of(folder: str | Path | None, config: TransformerConfig | None = None) -> Tokenizer:
+    """The tokenizer of a model folder, or file.
+
+    Raises ValueError or OSError in one line where one of other software brings none, or one that does not fit into
+    the vocabulary of `config`.
+    """
+    if folder is None or not is_foreign(folder):
+        return ByteTokenizer()
+    path = Path(folder)
+    gguf = gguf_file(path)
+    found = _of_gguf(gguf) if gguf else _of_folder(path)
+    if config is not None and found.vocab > config.vocab:
+        raise ValueError(
+            f"{path}: its tokenizer has {found.vocab} tokens, and the model knows {config.vocab}: they do not belong "
+            "together"
+        )
+    return found
+
+
+def begun(tokenizer: Tokenizer, text: str) -> NDArray[np.int64]:
+    """The ids of a text that shall go on: behind an end for bytes, else as its vocabulary begins a text."""
+    if isinstance(tokenizer, FileTokenizer):
+        return tokenizer.begun(text)
+    return np.append(tokenizer.end, tokenizer.encode(text))
+
+
+def _library() -> Any:
+    try:
+        import tokenizers
+    except ImportError:
+        raise ImportError('vocabularies need the tokenizers package: pip install "lora_np[checkpoints]"') from None
+    return tokenizers
+
+
+def _of_folder(folder: Path) -> FileTokenizer:
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing: a model of other software needs its tokenizer beside it")
+    try:
+        library = _library().Tokenizer.from_str(read_regular(path).data.decode("utf-8"))
+    except ImportError:
+        raise
+    except Exception as error:  # the library raises nothing more exact
+        raise ValueError(f"{path} holds no tokenizer that can be read: {shown(str(error), quoted=False)}") from None
+    library.no_padding()
+    library.no_truncation()
+    return FileTokenizer(library, _end(folder, library), library.get_vocab_size(with_added_tokens=True))
+
+
+def _end(folder: Path, library: Any) -> int:
+    """The id of the end: as tokenizer_config.json names it, or config.json numbers it."""
+    about = folder / "tokenizer_config.json"
+    named: Mapping[str, Any] = read_json(about) if about.exists() else {}
+    for role in ENDS:
+        token = named.get(role)
+        token = token.get("content") if isinstance(token, dict) else token
+        if isinstance(token, str) and (number := library.token_to_id(token)) is not None:
+            return int(number)
+    number = read_json(folder / "config.json").get("eos_token_id")
+    number = number[0] if isinstance(number, list) and number else number
+    if type(number) is int and library.id_to_token(number) is not None:
+        return number
+    raise ValueError(f"{folder}: neither tokenizer_config.json nor config.json says which token ends a text")
+
+
+def _of_gguf(path: Path) -> FileTokenizer:
+    """Byte-pair encoding as GPT-2's, from the lists in the settings."""
+    from .formats.gguf import open_gguf
+
+    package = _library()
+    _, settings = open_gguf(path, whole=True)
+    about = {name.removeprefix("tokenizer.ggml."): value for name, value in settings.items() if "tokenizer" in name}
+    words, pairs, end = about.get("tokens"), about.get("merges"), about.get("eos_token_id")
+    if about.get("model") != "gpt2" or not (isinstance(words, list) and isinstance(pairs, list)):
+        raise ValueError(f"{path}: only vocabularies of byte pairs are read, this one is {shown(about.get('model'))}")
+    if about.get("pre", "default") not in PRETOKENIZERS:
+        raise ValueError(f"{path}: text is cut as {shown(about['pre'])} says; known are {only(PRETOKENIZERS)}")
+    if type(end) is not int or not 0 <= end < len(words):
+        raise ValueError(
+            f"{path}: tokenizer.ggml.eos_token_id must be one of its {len(words)} tokens, got {shown(end)}"
+        )
+    merges = [tuple(pair.split(" ", 1)) for pair in pairs]
+    library = package.Tokenizer(package.models.BPE({word: i for i, word in enumerate(words)}, merges))
+    bytes_ = package.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    digits = [package.pre_tokenizers.Digits(individual_digits=True)] if about.get("pre") == "smollm" else []
+    library.pre_tokenizer = package.pre_tokenizers.Sequence([*digits, bytes_])
+    library.decoder = package.decoders.ByteLevel()
+    control = [word for word, kind in zip(words, about.get("token_type") or [], strict=False) if kind == CONTROL]
+    library.add_special_tokens(control)
+    return FileTokenizer(library, end, len(words))
