@@ -286,7 +286,7 @@ def expectation(ready: Update, W: Numbers, rows: slice, stages: Stages, norms: A
     same = tuple(W.shape) == ready.shape
     before = found_rows(ready, W, rows) if same else np.zeros((rows.stop - rows.start, ready.matrix[1]))
     change = ready.change(rows)
-    value = before + change if only_sums(ready) else ready.expected(W, rows)
+    value = before + change if ready.only_sums else ready.expected(W, rows)
     terms, k = ready.sizes(rows), roundings_of(ready) + stages.more
     if ready.shift is not None:
         terms = terms + abs(ready.shift.scale * np.asarray(ready.shift.b, np.float64)).reshape(terms.shape)
@@ -303,12 +303,6 @@ def expectation(ready: Update, W: Numbers, rows: slice, stages: Stages, norms: A
         E, terms = _known(ready, rows, E), _known(ready, rows, terms)
     u = unit_roundoff(np.float64)
     return Expectation(before, value, update, E, within(gamma(k, u), terms) + u * abs(value))
-
-
-def only_sums(update: Update) -> bool:
-    """Is nothing done but adding s·BA?"""
-    others = (update.magnitude, update.shift, update.tokens, update.replacement, update.start)
-    return bool(update.parts) and all(other is None for other in others)
 
 
 def _update_error(before: Array, terms: Array, update: Array, k: int, lost: float, stages: Stages) -> Array:

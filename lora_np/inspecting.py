@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 
 from .arrays import Array, row_blocks
-from .foreign import ENTRIES, found_rows, only_sums
+from .foreign import ENTRIES, found_rows
 from .formats.examining import examined
 from .formats.tensors import Tensor, flat
 from .formats.updates import Adapter, Finding, LowRank, Update, in_type
+from .recipes import only_sums
 from .rounding import rounded
 
 MOST = 0.5  # share of the changes above which a merge loses the adapter rather than some of it

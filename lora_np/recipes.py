@@ -23,7 +23,6 @@ import numpy as np
 import numpy.typing as npt
 
 from .arrays import Array, row_blocks
-from .foreign import only_sums
 from .formats.tensors import Tensor, flat
 from .formats.updates import Adapter, Numbers, Order, Update, in_type, peft_order
 from .formats.writing import CODES, SHARD, write_tensors
@@ -74,6 +73,11 @@ def merged_rows(
         before = in_type(before, np.promote_types(recipe.product, np.float32))
     with np.errstate(over="ignore"):
         return in_type(before + delta, dtype)
+
+
+def only_sums(update: Update) -> bool:
+    """Is nothing done but adding s·BA?"""
+    return update.only_sums
 
 
 def _order(recipe: Recipe, update: Update) -> Order:

@@ -39,6 +39,8 @@ def read_base(adapter: Path, base: Path | None) -> Any:
 
 def verify_foreign(adapter: Path, merged: Path, base: Path | None, alpha: float | None, *, as_json: bool) -> int:
     """Judge every tensor; 0 when all hold."""
+    from threadpoolctl import threadpool_limits
+
     from ..foreign import judged, tied_tables
     from ..formats.adapters import read_adapter
     from ..formats.huggingface import open_weights
@@ -49,9 +51,10 @@ def verify_foreign(adapter: Path, merged: Path, base: Path | None, alpha: float 
     before, about = read_base(adapter, base)
     update = read_adapter(adapter, before, about, alpha=alpha).checked("tied_head")
     after = open_weights(merged)
-    found = list(judged(update, before, after, tied_tables(before, after)))
-    holds = all(one.holds for one in found)
-    verdict, shares = in_words(found), replayed(update, before, after) if holds else {}
+    with threadpool_limits(limits=1, user_api="blas"):  # products this small wait for threads longer than they take
+        found = list(judged(update, before, after, tied_tables(before, after)))
+        holds = all(one.holds for one in found)
+        verdict, shares = in_words(found), replayed(update, before, after) if holds else {}
     if as_json:
         about = {"holds": holds, "diagnosis": verdict, "format": update.format, "replayed": shares}
         say(json.dumps({**about, "tensors": [one.as_dict() for one in found]}, indent=2))
