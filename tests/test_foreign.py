@@ -5,6 +5,7 @@ The honest ones are written out here in NumPy, rounding by rounding; a faulty on
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from foreign_world import LAYER, SIZES, D, Q, World, said_by, world, write_adapter
 from formats_files import write_file
 
+from lora_np.formats.adapters import read_adapter
 from lora_np.formats.tensors import dtype_of
 
 TYPES = [
@@ -200,3 +202,26 @@ def test_a_part_of_a_fused_map_leaves_the_other_rows_as_they_are(tmp_path: Path)
     wrong[1, 0, 0] = np.nextafter(wrong[1, 0, 0], np.float32(9))
     code, found = w.verified({name: wrong})
     assert (code, one(found, name)["entry"]) == (1, [1, 0, 0])
+
+
+def test_no_more_than_three_times_the_largest_tensor_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks are made small here, so that what is held of a whole tensor would show."""
+    from lora_np import foreign, recipes
+    from lora_np.formats.huggingface import open_weights
+
+    rng = np.random.default_rng(0)
+    base = {NAME: rng.standard_normal((1024, 512)).astype(np.float32), "norm": np.ones((1024, 512), np.float32)}
+    A, B = (rng.standard_normal(shape).astype(np.float32) for shape in ((2, 512), (1024, 2)))
+    write_adapter(tmp_path, {f"{Q}.lora_A.weight": A, f"{Q}.lora_B.weight": B}, r=2, lora_alpha=2)
+    for folder, arrays in (("base", base), ("merged", {**base, NAME: base[NAME] + B @ A})):
+        write_file(tmp_path / folder / "model.safetensors", arrays)
+    monkeypatch.setattr(foreign, "ENTRIES", 1 << 12)
+    monkeypatch.setattr(recipes, "ENTRIES", 1 << 12)
+    before, after = open_weights(tmp_path / "base"), open_weights(tmp_path / "merged")
+    adapter = read_adapter(tmp_path / "adapter", before)
+    tracemalloc.start()
+    assert all(one.holds for one in foreign.judged(adapter, before, after))
+    assert recipes.replayed(adapter, before, after)["peft"] > 0.9
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 3 * base[NAME].nbytes

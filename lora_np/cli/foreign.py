@@ -49,9 +49,10 @@ def verify_foreign(adapter: Path, merged: Path, base: Path | None, alpha: float 
     before, about = read_base(adapter, base)
     update = read_adapter(adapter, before, about, alpha=alpha).checked("tied_head")
     after = open_weights(merged)
-    found = list(judged(update, before, after, tied_tables(before, after)))
-    holds = all(one.holds for one in found)
-    verdict, shares = in_words(found), replayed(update, before, after) if holds else {}
+    with one_thread():
+        found = list(judged(update, before, after, tied_tables(before, after)))
+        holds = all(one.holds for one in found)
+        verdict, shares = in_words(found), replayed(update, before, after) if holds else {}
     if as_json:
         about = {"holds": holds, "diagnosis": verdict, "format": update.format, "replayed": shares}
         say(json.dumps({**about, "tensors": [one.as_dict() for one in found]}, indent=2))
@@ -61,6 +62,13 @@ def verify_foreign(adapter: Path, merged: Path, base: Path | None, alpha: float 
         say(f"who wrote it: {who_wrote(shares)}")
     say(f"{'EQUAL' if holds else 'NOT EQUAL'}: {verdict}")
     return 0 if holds else 1
+
+
+def one_thread() -> Any:
+    """Inside, the matrix library uses one: products this small wait for threads longer than they take."""
+    from threadpoolctl import threadpool_limits
+
+    return threadpool_limits(limits=1, user_api="blas")
 
 
 def show(found: Sequence[Any]) -> None:

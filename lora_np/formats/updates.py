@@ -175,6 +175,12 @@ class Update:
     new: bool = False
     start: str | None = None
 
+    @property
+    def only_sums(self) -> bool:
+        """Is nothing done but adding s·BA?"""
+        others = (self.magnitude, self.shift, self.tokens, self.replacement, self.start)
+        return bool(self.parts) and all(other is None for other in others)
+
     def change(self, rows: slice, order: Order = EXACT) -> Array:
         r"""These rows of ΔW, the sum of the parts, in float64 or in the order given."""
         return self._summed(rows, lambda part, start, stop: part.rows(start, stop, order))

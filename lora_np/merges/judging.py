@@ -285,13 +285,14 @@ def expectation(ready: Update, W: Numbers, rows: slice, stages: Stages, norms: A
     """These rows of W0, and what they should become."""
     same = tuple(W.shape) == ready.shape
     before = found_rows(ready, W, rows) if same else np.zeros((rows.stop - rows.start, ready.matrix[1]))
-    value = ready.expected(W, rows)
+    change = ready.change(rows)
+    value = before + change if ready.only_sums else ready.expected(W, rows)
     terms, k = ready.sizes(rows), roundings_of(ready) + stages.more
     if ready.shift is not None:
         terms = terms + abs(ready.shift.scale * np.asarray(ready.shift.b, np.float64)).reshape(terms.shape)
     plain = ready.magnitude is None
     inner = value if plain else ready._sum(W, rows)
-    update = inner - before if ready.shift is not None else ready.change(rows)
+    update = inner - before if ready.shift is not None else change
     E = _update_error(before, terms, update, k, _lost(ready), stages)
     E = E + np.where(E > 0.0, unit_roundoff(stages.wide) * (abs(inner) + E), 0.0)
     if not plain:

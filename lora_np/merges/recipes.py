@@ -53,12 +53,20 @@ RECIPES = {
 }
 
 
-def merged_rows(recipe: Recipe, ready: Update, W: Numbers, rows: slice, dtype: npt.DTypeLike) -> Array:
-    """These rows of the merged tensor as this program makes them, in the type of the file."""
+def merged_rows(
+    recipe: Recipe, ready: Update, W: Numbers, rows: slice, dtype: npt.DTypeLike, made: dict[Order, Array] | None = None
+) -> Array:
+    """These rows of the merged tensor as this program makes them, in the type of the file.
+
+    made   products of these rows that other recipes have formed, and where this one leaves its own
+    """
     if not only_sums(ready):
         return in_type(ready.expected(W, rows), dtype)
     before = ready.base_rows(W, rows)
-    delta = ready.change(rows, _order(recipe, ready))
+    order, made = _order(recipe, ready), {} if made is None else made
+    if order not in made:
+        made[order] = ready.change(rows, order)
+    delta = made[order]
     if recipe.cast:
         delta = in_type(delta, before.dtype)
     elif recipe.product is not None:
@@ -69,14 +77,14 @@ def merged_rows(recipe: Recipe, ready: Update, W: Numbers, rows: slice, dtype: n
 
 def only_sums(update: Update) -> bool:
     """Is nothing done but adding s·BA?"""
-    others = (update.magnitude, update.shift, update.tokens, update.replacement, update.start)
-    return bool(update.parts) and all(other is None for other in others)
+    return update.only_sums
 
 
 def _order(recipe: Recipe, update: Update) -> Order:
     if recipe.product is not None:
         return Order(recipe.product, scale_first=recipe.scale_first)
-    return peft_order(update.parts[0].B.dtype.name)
+    order = peft_order(update.parts[0].B.dtype.name)
+    return order if order.cast != order.product else Order(order.product)
 
 
 def replayed(adapter: Adapter, base: Mapping[str, Tensor], merged: Mapping[str, Tensor]) -> dict[str, float]:
@@ -93,9 +101,10 @@ def replayed(adapter: Adapter, base: Mapping[str, Tensor], merged: Mapping[str, 
         total += found.size
         for rows in row_blocks(*update.matrix, ENTRIES):
             there = flat(found, rows.start * update.matrix[1], rows.stop * update.matrix[1])
+            made: dict[Order, Array] = {}
             for key in equal:
-                made = merged_rows(RECIPES[key], ready, base[name], rows, found.dtype).reshape(-1)
-                equal[key] += int(np.count_nonzero(made == there))
+                ours = merged_rows(RECIPES[key], ready, base[name], rows, found.dtype, made).reshape(-1)
+                equal[key] += int(np.count_nonzero(ours == there))
     return {key: count / total for key, count in equal.items()} if total else {}
 
 
