@@ -206,7 +206,7 @@ def test_a_part_of_a_fused_map_leaves_the_other_rows_as_they_are(tmp_path: Path)
 
 def test_no_more_than_three_times_the_largest_tensor_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks are made small here, so that what is held of a whole tensor would show."""
-    from lora_np import foreign, recipes
+    from lora_np.merges import judging, recipes
     from lora_np.formats.huggingface import open_weights
 
     rng = np.random.default_rng(0)
@@ -215,12 +215,12 @@ def test_no_more_than_three_times_the_largest_tensor_is_held(tmp_path: Path, mon
     write_adapter(tmp_path, {f"{Q}.lora_A.weight": A, f"{Q}.lora_B.weight": B}, r=2, lora_alpha=2)
     for folder, arrays in (("base", base), ("merged", {**base, NAME: base[NAME] + B @ A})):
         write_file(tmp_path / folder / "model.safetensors", arrays)
-    monkeypatch.setattr(foreign, "ENTRIES", 1 << 12)
+    monkeypatch.setattr(judging, "ENTRIES", 1 << 12)
     monkeypatch.setattr(recipes, "ENTRIES", 1 << 12)
     before, after = open_weights(tmp_path / "base"), open_weights(tmp_path / "merged")
     adapter = read_adapter(tmp_path / "adapter", before)
     tracemalloc.start()
-    assert all(one.holds for one in foreign.judged(adapter, before, after))
+    assert all(one.holds for one in judging.judged(adapter, before, after))
     assert recipes.replayed(adapter, before, after)["peft"] > 0.9
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
