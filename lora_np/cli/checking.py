@@ -82,13 +82,13 @@ def merge(
     from ..wrappers import merge_whole, wrappers
     from .foreign import merge_foreign
 
+    check_free(out, MODEL, overwrite=overwrite, inputs=(adapter, base or BASE))
     if is_foreign(adapter):
         if overwrite:
             raise ValueError(f"--overwrite replaces only what lora_np wrote: remove {out}, or choose another --out")
         return merge_foreign(adapter, out, base, alpha, recipe)
     if recipe is not None or alpha is not None:
         raise ValueError("--recipe and --alpha belong to adapters of other programs: leave them out")
-    check_free(out, MODEL, overwrite=overwrite, inputs=(adapter, base or BASE))
     model, _ = load_adapter(adapter, load_model(base))
     found = wrappers(model)
     save_model(out, merge_whole(model) if found else model, overwrite=overwrite)
