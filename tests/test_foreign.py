@@ -206,8 +206,8 @@ def test_a_part_of_a_fused_map_leaves_the_other_rows_as_they_are(tmp_path: Path)
 
 def test_no_more_than_three_times_the_largest_tensor_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks are made small here, so that what is held of a whole tensor would show."""
-    from lora_np.merges import judging, recipes
     from lora_np.formats.huggingface import open_weights
+    from lora_np.merges import judging, recipes
 
     rng = np.random.default_rng(0)
     base = {NAME: rng.standard_normal((1024, 512)).astype(np.float32), "norm": np.ones((1024, 512), np.float32)}
