@@ -20,6 +20,7 @@ from strict_array import Counts, StrictArray, counted, real_cupy, strict
 import lora_np.gradients
 import lora_np.lora
 import lora_np.model
+import lora_np.modules
 import lora_np.optimization
 import lora_np.paper.study
 import lora_np.training
@@ -615,27 +616,28 @@ def two_numbers_in_a_chain(xp: Any, theta: Any, g: Any, m: Any, v: Any, *setting
     return ADAMW_CHAIN(xp, theta, g, m, v, wide, *settings[1:])
 
 
-IN_MODEL, IN_LORA, IN_TRAINING, IN_STEP = "lora_np.model", "lora_np.lora", "lora_np.training", "lora_np.optimization"
+IN_MODEL, IN_MODULES, IN_LORA = "lora_np.model", "lora_np.modules", "lora_np.lora"
+IN_TRAINING, IN_STEP = "lora_np.training", "lora_np.optimization"
 FAULTS: dict[str, tuple[str, str, Any]] = {
     "a mask of the host": ("lora_np.operations.attention", "_hide", hidden_by_host),
     "a dropout mask of the host": (IN_LORA, "dropout_mask", host_mask),
     "zeros of the host": (
-        IN_MODEL,
+        IN_MODULES,
         "embedding",
         changed("embedding", None, embedding_backward(lambda s, dy: np.zeros(s, dy.dtype), np.add.at)),
     ),
     "zeros of the default dtype": (
-        IN_MODEL,
+        IN_MODULES,
         "embedding",
         changed("embedding", None, embedding_backward(lambda s, dy: strict.zeros(s), lambda *a: strict.add.at(*a))),
     ),
     "an addition that forgets repeated tokens": (
-        IN_MODEL,
+        IN_MODULES,
         "embedding",
         changed("embedding", None, embedding_backward(zeros_like_dy, overwrite)),
     ),
     "np.add.at with a tuple": (
-        IN_MODEL,
+        IN_MODULES,
         "embedding",
         changed(
             "embedding", None, embedding_backward(zeros_like_dy, lambda dW, i, dy: np.add.at(dW, (i, slice(None)), dy))
@@ -651,9 +653,13 @@ FAULTS: dict[str, tuple[str, str, Any]] = {
         "cross_entropy",
         changed("cross_entropy", None, loss_backward(lambda y: list(range(len(y))))),
     ),
-    "a float() in an operation": (IN_MODEL, "layer_norm", changed("layer_norm", lambda y: y + 0.0 * float(y[0, 0, 0]))),
-    "an if on an array": (IN_MODEL, "gelu", changed("gelu", lambda y: y if y.max() > -1e9 else -y)),
-    "a NumPy number": (IN_MODEL, "attention", changed("attention", lambda y: y * np.sqrt(1.0))),
+    "a float() in an operation": (
+        IN_MODULES,
+        "layer_norm",
+        changed("layer_norm", lambda y: y + 0.0 * float(y[0, 0, 0])),
+    ),
+    "an if on an array": (IN_MODULES, "gelu", changed("gelu", lambda y: y if y.max() > -1e9 else -y)),
+    "a NumPy number": (IN_MODULES, "attention", changed("attention", lambda y: y * np.sqrt(1.0))),
     "np.asarray": (IN_LORA, "linear", changed("linear", lambda y: np.asarray(y))),
     "a constant of the host": (IN_LORA, "lora_linear", changed("lora_linear", lambda y: y + np.zeros(8, np.float32))),
     "a norm by way of the host": (IN_TRAINING, "global_norm", norm_by_way_of_the_host),
@@ -679,9 +685,10 @@ def test_an_operation_that_is_rebuilt_without_a_fault_passes(
     gpu: Any, right: list[Record], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """Or the faults would be found for being rebuilt."""
-    for module in (lora_np.model, lora_np.lora):
-        if hasattr(module, name):
-            monkeypatch.setattr(module, name, changed(name))
+    found = [module for module in (lora_np.model, lora_np.modules, lora_np.lora) if hasattr(module, name)]
+    assert found
+    for module in found:
+        monkeypatch.setattr(module, name, changed(name))
     assert_hygienic(hygiene_model(), right, monkeypatch)
 
 
