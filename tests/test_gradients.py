@@ -19,6 +19,7 @@ from builders import model
 
 from lora_np import operations
 from lora_np.cases import (
+    ARCHITECTURE_CASES,
     CASES,
     METHOD_CASES,
     Case,
@@ -150,7 +151,8 @@ def test_every_exported_operation_has_a_case_and_one_without_would_be_found() ->
 
 def assert_every_method_has_a_case(methods: Mapping[str, type]) -> None:
     assert {name: type(method) for name, method in METHOD_CASES.items()} == dict(methods)
-    assert [case.name for case in model_cases(0)] == [*METHOD_CASES, "full, bidirectional and padded"]
+    names = [*METHOD_CASES, "full, bidirectional and padded", *ARCHITECTURE_CASES]
+    assert [case.name for case in model_cases(0)] == names
 
 
 def test_every_method_has_a_case_and_one_without_or_with_anothers_would_be_found() -> None:
