@@ -29,7 +29,6 @@ from .disk.writing import write_atomically, write_json
 from .engine.arrays import Array
 from .engine.devices import to_host
 from .formats.folders import is_foreign
-from .loading import load_foreign, open_foreign
 from .lora import adapters
 from .method import Method
 from .methods import described, method_from
@@ -100,6 +99,8 @@ def load_model(folder: str | Path | None = None, dtype: npt.DTypeLike = np.float
     """
     folder = BASE if folder is None else Path(folder)
     if is_foreign(folder):
+        from .loading import load_foreign  # and with it all formats
+
         return load_foreign(folder, dtype)
     about, path = read_json(folder / "config.json"), folder / "config.json"
     config = _checked(TransformerConfig, about, path)
@@ -112,6 +113,8 @@ def load_model(folder: str | Path | None = None, dtype: npt.DTypeLike = np.float
 def load_config(folder: str | Path) -> TransformerConfig:
     """The sizes of the model in a folder or file, ours or of other software; not one number is read."""
     if is_foreign(folder):
+        from .loading import open_foreign
+
         return open_foreign(folder).config
     path = Path(folder) / "config.json"
     config: TransformerConfig = _checked(TransformerConfig, read_json(path), path)
