@@ -121,10 +121,11 @@ def along(case: Case, rng: np.random.Generator, directions: int = 2) -> Case:
     moved, along_U = to_device((start, U), case.device)
 
     def hand(p: Arrays) -> Any:
-        return case.hand({name: combination(p[name], moved[name], along_U[name]) for name in start})
+        return case.hand({n: combination(p[n], a, along_U[n]) if n in p else a for n, a in moved.items()})
 
     def book(p: Arrays) -> Any:
-        return case.textbook({n: a + anp.reshape(anp.dot(p[n], U[n]), a.shape) for n, a in start.items()})
+        along_it = {n: anp.reshape(anp.dot(p[n], U[n]), start[n].shape) for n in p}
+        return case.textbook({n: a + along_it.get(n, 0.0) for n, a in start.items()})
 
     return replace(case, hand=hand, textbook=book, point={name: np.zeros(directions) for name in start})
 

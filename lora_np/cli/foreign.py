@@ -22,7 +22,8 @@ def is_foreign(adapter: Path) -> bool:
     if adapter.is_dir():
         kinds = ("*.safetensors", "*.gguf", "*.bin", "*.pt", "*.pth")
         named = (adapter / "adapter_config.json").exists()
-        return not (adapter / "adapter.json").exists() and (named or any(any(adapter.glob(kind)) for kind in kinds))
+        ours = (adapter / "adapter.json").exists() or (adapter / "model.safetensors").exists()
+        return named or (not ours and any(any(adapter.glob(kind)) for kind in kinds))
     return adapter.is_file()
 
 
