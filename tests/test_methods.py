@@ -144,6 +144,13 @@ def test_a_method_can_be_written_as_json_and_read_back(name: str) -> None:
     assert name_of(of(name)) == name
 
 
+def test_a_setting_that_is_a_numpy_number_is_written_as_the_number_it_is() -> None:
+    import json
+
+    odd = METHODS["lora"](alpha=np.float32(3.0))  # type: ignore[call-arg]
+    assert method_from(json.loads(json.dumps(described(odd)))) == METHODS["lora"](alpha=3.0)  # type: ignore[call-arg]
+
+
 # --------------------------------------------------------------------------------------------------------- a fresh one
 
 

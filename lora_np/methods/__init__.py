@@ -75,7 +75,9 @@ def method_named(name: str, settings: Mapping[str, Any]) -> Method:
 
 def described(method: Method) -> dict[str, Any]:
     """A method as JSON can hold it; `method_from` reads it back."""
-    return {"method": name_of(method), "settings": asdict(method)}  # type: ignore[call-overload]
+    settings: dict[str, Any] = asdict(method)  # type: ignore[call-overload]
+    plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in settings.items()}
+    return {"method": name_of(method), "settings": plain}
 
 
 def method_from(about: Mapping[str, Any]) -> Method:
