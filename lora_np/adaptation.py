@@ -2,7 +2,7 @@ r"""One run: adapt, train with checkpoints, score, save; and the same from a fil
 
     base, method → adapt → fit, step by step, with a checkpoint every so often → score → adapter
 
-`run` is the only way from a base to something trained: `lora-np adapt`, the study and the notebooks all call it. The
+`run` is the only way from a base to something trained: `lora-np adapt`, study, notebooks, `pretrained/` call it. The
 run of a command is built in `OUT.partial`; `OUT` appears when it is complete. Killed at any moment, it continues from
 its last checkpoint to the same bits.
 """
