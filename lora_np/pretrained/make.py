@@ -2,208 +2,200 @@ r"""Make the base model that ships: `python -m lora_np.pretrained.make --out FOL
 
 A byte-level causal transformer, trained by this package on the text of `corpus`. Interrupted, it continues from its
 checkpoint. It writes `model.safetensors` (float16), `config.json` and `README.md` with the log of its own making.
-`python -m lora_np.pretrained.make --evaluate` only scores the model that ships.
+`python -m lora_np.pretrained.make --evaluate` only scores the model that ships, `--bands` also by position.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import platform
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..adaptation import CHECKPOINT, Interrupted, run
 from ..config import TransformerConfig
 from ..disk.reading import read_json
 from ..disk.writing import write_json
-from ..files import digest, load_checkpoint, load_model, save_model
-from ..methods.tuning import Full
-from ..model import Transformer, initialize
-from ..optimization import TrainingConfig
-from ..parameters import count, with_parameters
-from ..tasks import Batch
-from ..training import Record, evaluate
-from .baselines import Bytes, gzip_bits_per_byte, ngram_bits_per_byte
-from .corpus import parts, stream
+from ..files import digest, load_checkpoint, load_model, save_checkpoint, save_model
+from ..model import Transformer
+from ..optimization import TrainingConfig, start
+from ..parameters import count, parameters, with_parameters
+from ..training import fit
+from .baselines import gzip_bits_per_byte, ngram_bits_per_byte
+from .corpus import PACKAGES, parts, stream, training_texts
+from .scores import BAND, PROMPTS, Bytes, bits_by_position, bits_per_byte, continuation
+from .windows import PlacedLoss, Recipe, Windows, near_sighted
 
 SIZES = TransformerConfig(vocab=256, context=640, d_model=192, layers=4, heads=6)
 SEED = 0
-LOGGED, SCORED = 500, 2000  # every so many steps: a line of the log and a checkpoint, and held-out text
+LIBRARY = "standard library"
+TIMES = 5  # each of its texts stands in the text to train on: the held-out text is of its kind
+LOGGED, SCORED = 500, 3000  # steps
 
-
-@dataclass(frozen=True)
-class Phase:
-    """A training of its own, schedule and moments included: (from step, windows, bytes of each) say on what."""
-
-    training: TrainingConfig
-    stages: tuple[tuple[int, int, int], ...]
-
-
-# Short windows first: what is near is learned first, and more cheaply. Then the whole context, whose later positions
-# are still new: they need a learning rate that is not small any more.
-PHASES = (
-    Phase(
-        TrainingConfig(
-            steps=14000, learning_rate=2e-3, warmup=200, decay="cosine", beta2=0.99, weight_decay=0.1, micro_batches=2
-        ),
-        ((0, 8, 160), (12000, 4, SIZES.context)),
-    ),
-    Phase(
-        TrainingConfig(
-            steps=2000, learning_rate=1e-3, warmup=50, decay="cosine", beta2=0.99, weight_decay=0.1, micro_batches=2
-        ),
-        ((0, 2, SIZES.context),),
-    ),
-    Phase(
-        TrainingConfig(
-            steps=3500, learning_rate=1.5e-3, warmup=50, decay="cosine", beta2=0.99, weight_decay=0.1, micro_batches=2
-        ),
-        ((0, 2, SIZES.context),),
-    ),
+# Short windows first, at a constant rate: what is near is learned first, and more cheaply. Then whole ones, while the
+# rate falls to zero.
+SHORT, ALL = 9000, 14000  # steps
+RISING = TrainingConfig(
+    steps=SHORT, learning_rate=2.5e-3, warmup=200, decay="constant", beta2=0.99, weight_decay=0.1, micro_batches=2
 )
+FALLING = replace(RISING, steps=ALL, warmup=SHORT, decay="linear")  # its first step is the first after its warm-up
+RECIPE = Recipe((RISING, FALLING), ((0, 8, 160), (SHORT, 2, SIZES.context)))
 
 
-@dataclass(frozen=True)
-class Windows:
-    """Endless batches of windows that start anywhere in a run of bytes; the step decides where and how long."""
-
-    text: Bytes
-    phase: Phase
-
-    def __getitem__(self, step: int) -> Batch:
-        _, batch, size = [stage for stage in self.phase.stages if stage[0] <= step][-1]
-        begin = np.random.default_rng([SEED, step]).integers(0, len(self.text) - size, batch)
-        window = self.text[begin[:, None] + np.arange(size + 1)].astype(np.int64)
-        weights = np.full((batch, size), 1.0 / (batch * size), np.float32)
-        return Batch(window[:, :-1], window[:, 1:], weights)
-
-
-def bits_per_byte(model: Transformer, text: Bytes) -> float:
-    """Mean cost of each byte after the first, read in windows of the whole context that know nothing before them."""
-    context = model.config.context
-    windows = [text[begin : begin + context + 1].astype(np.int64)[None] for begin in range(0, len(text) - 1, context)]
-    weights = [np.full((1, window.size - 1), 1.0 / (window.size - 1), np.float32) for window in windows]
-    batches = [Batch(w[:, :-1], w[:, 1:], weight) for w, weight in zip(windows, weights, strict=True)]
-    return evaluate(model, batches) / float(np.log(2.0))
+def training_text() -> Bytes:
+    """The text to train on, as one run of bytes."""
+    origins = training_texts()
+    return stream(text for name, texts in origins.items() for text in texts * (TIMES if name == LIBRARY else 1))
 
 
 def make(out: Path) -> None:
     """Train, save in float16, score what was saved, and write down how it went."""
-    train, held_out = (stream(texts) for texts in parts())
-    model = initialize(SIZES, np.random.default_rng(SEED))
+    train, held_out = training_text(), stream(parts()[1])
     out.mkdir(parents=True, exist_ok=True)
-    rows: list[Any] = []
-    for number, phase in enumerate(PHASES, 1):
-        model, new = _trained(model, phase, out / f"phase-{number}", train, held_out)
-        rows += [[number, *row] for row in new]
+    model, rows = _trained(out, train, held_out)
     save_model(out / "model", model, dtype=np.float16, overwrite=True)
-    (out / "README.md").write_text(_readme(load_model(out / "model"), train, held_out, rows))
+    (out / "README.md").write_text(_readme(load_model(out / "model"), held_out, rows), encoding="utf-8")
 
 
-def _trained(
-    model: Transformer, phase: Phase, folder: Path, train: Bytes, held_out: Bytes
-) -> tuple[Transformer, list[Any]]:
-    """The model after a phase, and its log; what an interrupted run has done is read from its folder."""
-    folder.mkdir(exist_ok=True)
-    checkpoint, log, run_of = folder / CHECKPOINT, folder / "log.json", {"phase": repr(phase)}
-    state = load_checkpoint(checkpoint, run_of) if checkpoint.exists() else None
-    kept = read_json(log) if state else {"rows": [], "losses": []}
-    rows: list[Any] = [row for row in kept["rows"] if state and row[0] <= state.step]
-    losses = {step: loss for step, loss in kept["losses"] if state and step <= state.step}  # since the last row
+def _trained(folder: Path, train: Bytes, held_out: Bytes) -> tuple[Transformer, list[Any]]:
+    """The trained model and its log; what an interrupted run has done is read from its folder."""
+    model = near_sighted(SIZES, np.random.default_rng(SEED))
+    checkpoint, log = folder / "checkpoint.safetensors", folder / "log.json"
+    run = {"recipe": repr(RECIPE), "sizes": repr(SIZES), "text": hashlib.sha256(train.tobytes()).hexdigest()}
+    fresh = start(parameters(model), RECIPE.trainings[0])
+    state = load_checkpoint(checkpoint, run, fresh) if checkpoint.exists() else fresh
+    rows: list[Any] = [row for row in read_json(log)["rows"] if row[0] <= state.step] if state.step else []
+    losses: list[float] = []
     began = time.perf_counter() - (rows[-1][-1] if rows else 0.0)
-
-    def keep() -> None:
-        write_json(log, {"rows": rows, "losses": list(losses.items())})
-
-    def logged(records: Iterable[Record], total: int, done: int) -> Iterator[Record]:
-        for record in records:
-            losses[record.step] = record.loss / float(np.log(2.0))
-            if record.step % LOGGED == 0:
-                due = record.step % SCORED == 0
-                held = bits_per_byte(with_parameters(model, record.state.trained), held_out) if due else None
-                rows.append([record.step, float(np.mean([*losses.values()])), held, time.perf_counter() - began])
+    windows = Windows(train, RECIPE, SIZES.context, SEED)
+    for training in RECIPE.trainings:
+        for record in fit(PlacedLoss(model), windows, training, state):
+            state = record.state
+            losses.append(record.loss / float(np.log(2.0)))
+            if state.step % LOGGED == 0:
+                due = state.step % SCORED == 0 or state.step == RECIPE.steps
+                held = bits_per_byte(with_parameters(model, state.trained), held_out) if due else None
+                rows.append([state.step, float(np.mean(losses)), held, time.perf_counter() - began])
                 print(*rows[-1], flush=True)
-                losses.clear()
-                keep()
-            yield record
-
-    def score(trained: Transformer) -> float:
-        return bits_per_byte(trained, held_out)
-
-    batches = Windows(train, phase)
-    about: dict[str, Any] = {"identity": run_of, "state": state, "checkpoint_every": LOGGED, "watch": logged}
-    try:
-        outcome = run(batches, score, model, Full(), phase.training, folder, **about)
-    except Interrupted:
-        keep()
-        raise
-    return outcome.model, rows
+                write_json(log, {"rows": rows})
+                save_checkpoint(checkpoint, state, run)
+                losses = []
+    return with_parameters(model, state.trained), rows
 
 
-def scores(model: Transformer, train: Bytes, held_out: Bytes) -> dict[str, float]:
-    """Bits per byte of the model and of both baselines on the held-out text."""
+def scores(model: Transformer, held_out: Bytes) -> dict[str, float]:
+    """Bits per byte of the model and of both baselines on the held-out text; the 5-gram counts each text once."""
     return {
         "this model": bits_per_byte(model, held_out),
-        "byte 5-gram": ngram_bits_per_byte(train, held_out),
+        "byte 5-gram": ngram_bits_per_byte(stream(chain.from_iterable(training_texts().values())), held_out),
         "gzip -9": gzip_bits_per_byte(held_out),
     }
 
 
-def _readme(model: Transformer, train: Bytes, held_out: Bytes, rows: list[Any]) -> str:
-    table = "\n".join(f"| {name} | {bits:.3f} |" for name, bits in scores(model, train, held_out).items())
-    log = "\n".join(
-        f"| {phase} | {step:,} | {loss:.3f} | {'' if scored is None else f'{scored:.3f}'} | {seconds / 60:.1f} |"
-        for phase, step, loss, scored, seconds in rows
-    )
-    phases = "\n".join(f"  {number}. {phase}" for number, phase in enumerate(PHASES, 1))
+def _readme(model: Transformer, held_out: Bytes, rows: list[Any]) -> str:
+    stages = "\n".join(f"  - from step {begin:,}: {n} windows of {size} bytes" for begin, n, size in RECIPE.stages)
+    settings = "\n".join(f"  - {training}" for training in RECIPE.trainings)
     return f"""# The base model
 
 A byte-level causal transformer with {count(model):,} parameters, stored in float16 and computed in float32. Written
-by `python -m lora_np.pretrained.make`; nothing here was typed by hand.
+by `python -m lora_np.pretrained.make` from scratch; nothing here was typed by hand.
 
 - sizes: {SIZES}
-- seed {SEED}, and these phases; stages are (from step, windows, bytes of each):
-{phases}
-- text: `pydoc_data.topics` and the docstrings of the standard library of Python {platform.python_version()}:
-  {len(train):,} bytes to train on, {len(held_out):,} held out (all documents of a topic or source file, chosen by
-  a hash of its name, so that no near copy of a held-out docstring is trained on)
+- training, with seed {SEED}, by these settings one after another, each up to its last step:
+{settings}
+{stages}
+- every window stands at a place of its own in the position table, so all positions are trained from the first step on;
+  the table starts as sines and cosines, and every key matrix as its query matrix
+- held out: {len(held_out):,} bytes of `pydoc_data.topics` and of the docstrings of the standard library of Python
+  {platform.python_version()}: all documents of a topic or source file, chosen by a hash of its name, so that no near
+  copy of a held-out docstring is trained on
 - digest: `{digest(model)}`
+
+## The text to train on
+
+{_origins_table()}
+
+The texts of the standard library stand in it {TIMES} times each, all others once: what is held out is of their kind. A
+comment or a docstring of a package that repeats a held-out text was left out.
 
 ## Bits per byte on the held-out text
 
-| | bits per byte |
-| --- | --- |
-{table}
+{_table(("", "bits per byte"), [(name, f"{bits:.3f}") for name, bits in scores(model, held_out).items()])}
 
 The model reads the text in windows of {SIZES.context} bytes and forgets what was before; the 5-gram (interpolated
-Witten-Bell) was counted on the same training text; gzip sees the held-out text alone.
-`python -m lora_np.pretrained.make --evaluate` prints the three again; under another version of Python the text, and
-so the figures, differ a little.
+Witten-Bell) was counted on the same training texts; gzip sees the held-out text alone.
+`python -m lora_np.pretrained.make --evaluate` prints the three again; under other versions of Python and of the
+packages the text, and so the figures, differ a little.
+
+The same bytes at each place of the context (`--bands`), where the first have little before them to go by:
+
+{_table(("positions", "bits per byte"), _band_rows(model, held_out))}
+
+## What it writes
+
+The most likely continuation of a document that begins so:
+
+{_samples(model)}
 
 ## The log
 
-Held-out text is scored in windows of the whole context, whose later positions are new to the model until it is trained
-on windows that long: hence the figures of the first phase. Minutes are of a machine of two cores that was busy.
+Minutes are of a machine of two cores that was busy with other work.
 
-| phase | step | training loss, bits per byte | held out | minutes |
-| --- | --- | --- | --- | --- |
-{log}
+{_table(("step", "training loss, bits per byte", "held out", "minutes"), [_log_row(*row) for row in rows])}
 """
+
+
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, ("---",) * len(head), *rows])
+
+
+def _origins_table() -> str:
+    licences = {LIBRARY: "PSF-2.0", "its comments": "PSF-2.0"} | PACKAGES
+    versions = {name: version(name) if name in PACKAGES else platform.python_version() for name in licences}
+    rows = [
+        (name, versions[name], licences[name], f"{len(stream(texts)):,}") for name, texts in training_texts().items()
+    ]
+    return _table(("from", "version", "licence", "bytes"), rows)
+
+
+def _band_rows(model: Transformer, held_out: Bytes) -> list[tuple[str, ...]]:
+    bands = enumerate(bits_by_position(model, held_out, _band()))
+    return [(f"{i * _band()}–{(i + 1) * _band() - 1}", f"{bits:.3f}") for i, bits in bands]
+
+
+def _band() -> int:
+    return min(BAND, SIZES.context)
+
+
+def _samples(model: Transformer) -> str:
+    return "\n\n".join(f"```text\n{prompt}{continuation(model, prompt)}\n```" for prompt in PROMPTS)
+
+
+def _log_row(step: int, loss: float, held: float | None, seconds: float) -> tuple[str, ...]:
+    return f"{step:,}", f"{loss:.3f}", "" if held is None else f"{held:.3f}", f"{seconds / 60:.1f}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("base-model"))
     parser.add_argument("--evaluate", action="store_true", help="only score the model that ships")
+    parser.add_argument("--bands", action="store_true", help="only score the model that ships, by position")
     chosen = parser.parse_args()
-    if chosen.evaluate:
-        for name, bits in scores(load_model(), *(stream(texts) for texts in parts())).items():
-            print(f"{name:12} {bits:.3f} bits per byte")
+    if chosen.evaluate or chosen.bands:
+        held_out = stream(parts()[1])
+        if chosen.evaluate:
+            for name, bits in scores(load_model(), held_out).items():
+                print(f"{name:12} {bits:.3f} bits per byte")
+        if chosen.bands:
+            for place, figure in _band_rows(load_model(), held_out):
+                print(f"{place:12} {figure} bits per byte")
     else:
         make(chosen.out)
 
