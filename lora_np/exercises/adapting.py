@@ -12,11 +12,12 @@ from ..optimization import TrainingConfig, adamw
 from ..parameters import count, parameters
 from ..tasks import Example, collate, encode
 from ..tokenizers import ByteTokenizer
-from . import unanswered
+from . import checker, unanswered
 
 CLOSE = 1e-3  # of a step: ε, which is left out by hand, changes less
 
 
+@checker
 def check_weights(answer: Any, examples: Sequence[Example]) -> None:
     """The loss weights (batch, seq) of these pairs: zero where nothing is learned, and one in all."""
     pairs = ", ".join(f"{example.prompt!r} → {example.reference!r}" for example in examples)
@@ -25,8 +26,13 @@ def check_weights(answer: Any, examples: Sequence[Example]) -> None:
     tokenizer = ByteTokenizer()
     sequences = encode(examples, tokenizer, context=10**6)
     right = collate(sequences, tokenizer.end).weights
-    found = np.asarray(answer, float)
     longest = right.shape[1]
+    lengths = [np.size(row) for row in answer] if isinstance(answer, list | tuple) else [longest]
+    assert len({*lengths}) == 1, (
+        f"the rows have {' and '.join(map(str, lengths))} weights: a batch is a rectangle, and the shorter rows are "
+        "padded with zeros"
+    )
+    found = np.asarray(answer, float)
     assert found.shape == right.shape, (
         f"{len(examples)} rows of {longest}: END, prompt, newline and reference of the longest pair; got {found.shape}"
     )
@@ -48,6 +54,7 @@ def check_weights(answer: Any, examples: Sequence[Example]) -> None:
     print(f"Right: {learned.sum()} tokens are learned, each with weight 1/{learned.sum()}.")
 
 
+@checker
 def check_last_blocks(answer: Any, model: Any, blocks: int = 2) -> None:
     """Patterns that select the last blocks of a model and nothing else."""
     if unanswered(answer, f"a tuple of patterns that selects the last {blocks} blocks, and nothing else"):
@@ -67,6 +74,7 @@ def check_last_blocks(answer: Any, model: Any, blocks: int = 2) -> None:
     print(f"Right: {count(found):,} of {count(model):,} numbers.")
 
 
+@checker
 def check_first_step(answer: Any, gradient: float, rate: float) -> None:
     """By how much AdamW's first step, without decay, changes a number whose gradient this is."""
     if unanswered(answer, f"what AdamW's first step, of rate {rate}, adds to a number whose gradient is {gradient}"):

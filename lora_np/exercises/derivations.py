@@ -18,7 +18,7 @@ from ..cases import planted as planted
 from ..cases import spoiled as spoiled
 from ..engine.arrays import Array
 from ..gradients import AGREEMENT, Row, check
-from . import unanswered
+from . import checker, unanswered
 
 CLOSE = 1e-8  # of the largest number compared: in float64 a right derivation is a million times closer
 SEED = 49  # a seed at which W is square and the rank is 2, so that every mistake has room to show itself
@@ -66,6 +66,7 @@ def alone(row: Row) -> str:
     return "difference" if hand_book else "all three disagree"
 
 
+@checker
 def check_scaling_gradient(answer: Any) -> None:
     """∂L/∂s of h = W0x + s·BAx, as a function (x, A, B, dy) -> one number."""
     if unanswered(answer, "a function (x, A, B, dy) that gives ∂L/∂s, one number, for h = W0x + s·BAx"):
@@ -86,6 +87,7 @@ def check_scaling_gradient(answer: Any) -> None:
     print("Right: the sum over all rows and outputs of dy ⊙ BAx, and autograd agrees.")
 
 
+@checker
 def check_rms_norm_gradient(answer: Any) -> None:
     """∂L/∂x of y = γ ⊙ x / σ, σ² = mean(x²) + ε, as a function (x, gamma, dy, eps) -> array."""
     if unanswered(answer, "a function (x, gamma, dy, eps) that gives ∂L/∂x for y = γ ⊙ x / sqrt(mean(x²) + ε)"):
@@ -114,6 +116,7 @@ def check_rms_norm_gradient(answer: Any) -> None:
     print("Right: (N4) without its first mean, and autograd agrees.")
 
 
+@checker
 def check_hidden_fault(answer: Any, array: str) -> None:
     """A backward of `lora_linear`, wrong about one array, that a check at B = 0 does not notice."""
     task = f"a backward(saved, dy, wanted) of lora_linear, wrong about {array}, that passes every check at B = 0"

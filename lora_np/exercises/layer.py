@@ -10,7 +10,7 @@ import numpy as np
 
 from ..engine.arrays import Array
 from ..lora import LoraLinear, delta
-from . import unanswered
+from . import checker, unanswered
 
 CLOSE = 1e-5  # of the largest number compared
 
@@ -26,6 +26,7 @@ class Counter:
         return P @ Q
 
 
+@checker
 def check_multiply_adds(answer: Any, n: int, d_in: int, d_out: int, rank: int) -> None:
     """The multiply-adds of W0x + s·B(Ax) for n rows."""
     if unanswered(answer, f"the multiply-adds of W0x + s·B(Ax) for {n} rows, d_in {d_in}, d_out {d_out}, rank {rank}"):
@@ -47,6 +48,7 @@ def check_multiply_adds(answer: Any, n: int, d_in: int, d_out: int, rank: int) -
     print(f"Right: {right:,}, of which the branch is {branch / (dense + branch):.1%}.")
 
 
+@checker
 def check_alpha(answer: Any, rank: int, alpha: float, new_rank: int) -> None:
     """The α that, under s = α/√r, gives the new rank the s that the old rank had."""
     if unanswered(answer, f"the α that at rank {new_rank} gives the same s = α/√r as α = {alpha} at rank {rank}"):
@@ -68,6 +70,7 @@ def check_alpha(answer: Any, rank: int, alpha: float, new_rank: int) -> None:
     print(f"Right: s = {alpha / math.sqrt(rank):.4g} at both ranks.")
 
 
+@checker
 def check_stacked(A: Any, B: Any, first: LoraLinear, second: LoraLinear) -> None:
     """A and B that with scaling 1 are both adapters of one map at once, ΔW = ΔW₁ + ΔW₂."""
     task = "A and B that, with scaling 1, do what two adapters of one map do together: BA = s₁B₁A₁ + s₂B₂A₂"

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 
 from ..engine.arrays import Array
-from . import unanswered
+from . import checker, unanswered
 
 CLOSE = 1e-5  # of the norm of the update: a thousand roundings of float32 are below it, and no mistake is
 
 
+@checker
 def check_cheaper_ranks(answer: Any, d_in: int, d_out: int) -> None:
     """The largest rank at which A and B together hold fewer numbers than W (d_out, d_in)."""
     if unanswered(answer, f"the largest rank at which A and B hold fewer numbers than a {d_out} × {d_in} matrix"):
@@ -32,6 +33,7 @@ def check_cheaper_ranks(answer: Any, d_in: int, d_out: int) -> None:
     print(f"Right: rank {r} trains {pair:,} numbers instead of {matrix:,}, and rank {r + 1} would train {more:,}.")
 
 
+@checker
 def check_rank_for_energy(answer: Any, singular_values: Array, share: float) -> None:
     """The smallest rank whose best approximation keeps this share of the squared norm."""
     if unanswered(answer, f"the smallest rank that keeps {share:.0%} of the energy, the sum of the squared σ"):
@@ -51,6 +53,7 @@ def check_rank_for_energy(answer: Any, singular_values: Array, share: float) -> 
     print(f"Right: rank {r} keeps {energy[r - 1]:.2%} of the energy, rank {r - 1} would not reach {share:.0%}.")
 
 
+@checker
 def check_factors(A: Any, B: Any, update: Array, rank: int) -> None:
     """A (rank, d_in) and B (d_out, rank) whose product is the best approximation of `update` of this rank."""
     task = f"A ({rank}, d_in) and B (d_out, {rank}) from U, σ, Vᵀ, so that B @ A is the best rank-{rank} part"

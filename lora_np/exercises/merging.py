@@ -15,7 +15,7 @@ from ..lora import adapters
 from ..model import Transformer
 from ..parameters import parameters, with_modules, with_parameters
 from ..wrappers import merge
-from . import unanswered
+from . import checker, unanswered
 
 SWITCHES = 200  # of adapters in check_switch; by then adding and subtracting has left its traces in nearly every entry
 
@@ -52,6 +52,7 @@ def switched_in_place(W: Array, updates: Iterable[Array]) -> list[float]:
 # ---------------------------------------------------------------------------------------------------------- checks
 
 
+@checker
 def check_roundings(answer: Any, d_in: int, rank: int) -> None:
     """The n of equation (L2): how many roundings the bound for one map allows for."""
     if unanswered(answer, f"the n of equation (L2) for a map with d_in = {d_in} and an adapter of rank {rank}"):
@@ -71,6 +72,7 @@ def check_roundings(answer: Any, d_in: int, rank: int) -> None:
     print(f"Right: {right} roundings. In float32 the bound is {right * np.finfo(np.float32).eps:.1e} of T.")
 
 
+@checker
 def check_factor(answer: Any, adapted: Transformer, merged: Transformer) -> None:
     """The factor ĉ of equation (V2) by which a merged model has the update of `adapted`."""
     if unanswered(answer, "the factor ĉ of (V2): how many times does s·BA stand in the merged model?"):
@@ -96,6 +98,7 @@ def check_factor(answer: Any, adapted: Transformer, merged: Transformer) -> None
     )
 
 
+@checker
 def check_switch(answer: Any, dtype: Any = np.float16) -> None:
     """`switch(W0, W, old, new)`: the weights to serve after a change of adapters, without a drift.
 

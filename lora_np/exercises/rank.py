@@ -26,7 +26,7 @@ from ..paper.intervals import STUDENT, Interval
 from ..parameters import count
 from ..tokenizers import ByteTokenizer
 from ..training import fit, model_loss
-from . import unanswered
+from . import checker, unanswered
 
 # What the notebook calls each placement, and what LoraConfig calls it.
 PLACEMENTS: dict[str, str | tuple[str, ...]] = {
@@ -115,6 +115,7 @@ def fastest_steps(
 # ---------------------------------------------------------------------------------------------------------- checks
 
 
+@checker
 def check_largest_rank(answer: Any, shape: TransformerConfig, targets: str, budget: int) -> None:
     """The largest rank whose trained parameters stay within the budget."""
     task = f"the largest rank at which LoRA on {targets} of {shape_name(shape)} trains at most {budget:,} numbers"
@@ -133,6 +134,7 @@ def check_largest_rank(answer: Any, shape: TransformerConfig, targets: str, budg
     print(f"Right: rank {answer} trains {got:,} numbers, and rank {answer + 1} would train {got + one:,}.")
 
 
+@checker
 def check_optimizer_bytes(answer: Any, shape: TransformerConfig, rank: int, targets: str) -> None:
     """The bytes of AdamW's state for an adapter in float32."""
     task = f"the bytes of AdamW's state in float32 for rank {rank} on {targets} of {shape_name(shape)}"
@@ -154,6 +156,7 @@ def check_optimizer_bytes(answer: Any, shape: TransformerConfig, rank: int, targ
     print(f"Right: {right:,} bytes, where full fine-tuning keeps {optimizer_bytes(every):,}.")
 
 
+@checker
 def check_paired_interval(answer: Any, first: Sequence[float], second: Sequence[float]) -> None:
     """(mean, half width) of the 95 % interval of the paired differences first − second."""
     task = "(mean, half width) of the 95 % interval of `first[i] - second[i]`, one difference for each seed"

@@ -12,11 +12,12 @@ from ..config import TransformerConfig, shape_name
 from ..costs import adapter_bytes, lora_count, parameter_count
 from ..engine.arrays import Array
 from ..textbook import softmax
-from . import unanswered
+from . import checker, unanswered
 
 CLOSE = 1e-5  # of a probability: float32 is enough
 
 
+@checker
 def check_attention(answer: Any, q: Array, k: Array) -> None:
     """The causal attention probabilities of one head, (seq, seq), from its q and k (seq, d_head)."""
     seq, d_head = q.shape
@@ -51,6 +52,7 @@ def check_attention(answer: Any, q: Array, k: Array) -> None:
     print(f"Right: {seq} rows that sum to one, and nothing above the diagonal.")
 
 
+@checker
 def check_parameter_count(answer: Any, shape: TransformerConfig) -> None:
     """How many parameters a transformer of this shape has."""
     tied = "tied" if shape.tied else "not tied"
@@ -79,6 +81,7 @@ def check_parameter_count(answer: Any, shape: TransformerConfig) -> None:
     print(f"Right: {right:,}.")
 
 
+@checker
 def check_adapter_bytes(
     answer: Any, shape: TransformerConfig, rank: int, targets: str | Iterable[str], dtype: str
 ) -> None:
