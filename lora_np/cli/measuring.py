@@ -87,13 +87,31 @@ def bench(
 
 
 @app.command()
-def tutorials(folder: Annotated[Path, typer.Argument(help="Folder to copy them to.")] = Path("tutorials")) -> int:
+def tutorials(
+    folder: Annotated[Path, typer.Argument(help="Folder to copy them to.")] = Path("tutorials"),
+    blank: Annotated[bool, typer.Option("--blank", help="For students: not executed, without solutions.")] = False,
+    solutions: Annotated[bool, typer.Option("--solutions", help="The worked solutions alone.")] = False,
+    nbgrader: Annotated[bool, typer.Option("--nbgrader", help="A course of nbgrader, with points.")] = False,
+    progress: Annotated[bool, typer.Option("--progress", help="Copy nothing: say which checks are passed.")] = False,
+) -> int:
     """Copy the tutorials out of the package: notebooks, their map, and the worked solutions.
 
     Example: lora-np tutorials my-tutorials
     """
-    from ..tutorials import copy_tutorials
+    from ..handouts import summary
+    from ..tutorials import copy_tutorials, progress_in
 
-    copied = copy_tutorials(folder)
-    say(f"{len(copied)} files in {folder}; start with {folder / 'README.md'}, and open them with: jupyter lab {folder}")
+    chosen = {"blank": blank, "solutions": solutions, "nbgrader": nbgrader, "progress": progress}
+    given = [name for name, asked in chosen.items() if asked]
+    if len(given) > 1:
+        raise ValueError(f"--{given[0]} and --{given[1]} exclude each other: choose one")
+    if progress:
+        states = progress_in(folder)
+        for name, each in states.items():
+            say(f"{name}: " + ", ".join(f"{check} {state}" for check, state in each.items()))
+        say(summary(states))
+        return 0
+    copied = copy_tutorials(folder, *given)
+    first = {"nbgrader": "nbgrader_config.py", "solutions": "solutions"}.get("".join(given), "README.md")
+    say(f"{len(copied)} files in {folder}; start with {folder / first}, and open them with: jupyter lab {folder}")
     return 0
