@@ -108,6 +108,7 @@ def test_a_worked_answer_needs_only_what_its_notebook_has(path: Path) -> None:
         known |= {node.id} if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) else set()
         known |= {node.name} if isinstance(node, ast.FunctionDef) else set()
         known |= {node.arg} if isinstance(node, ast.arg) else set()
+        known |= {str(node.name)} if isinstance(node, ast.ExceptHandler) else set()
     used = {node.id for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Name)}
     assert used - known == set()
 
