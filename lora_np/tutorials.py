@@ -22,6 +22,7 @@ PATTERNS = ("README.md", NOTEBOOKS, SOLUTIONS)
 COURSE = """c = get_config()
 c.CourseDirectory.course_id = "lora_np"
 c.Execute.timeout = 600
+c.Execute.iopub_timeout = 60  # the first import of a busy machine takes its time
 c.Execute.interrupt_on_timeout = True
 """
 
