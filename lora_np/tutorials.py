@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parent
 PLACES = (PACKAGE / "notebooks", PACKAGE.parent / "tutorials")
 NOTEBOOKS = "[0-9][0-9]-*.ipynb"
 SOLUTIONS = f"solutions/{NOTEBOOKS}"
-PATTERNS = ("README.md", NOTEBOOKS, SOLUTIONS)
+PATTERNS = ("README.md", NOTEBOOKS, SOLUTIONS, "puzzles/*.ipynb")
 
 # What nbgrader is told of the course: a cell that runs for ten minutes is stopped, and what follows is still graded.
 COURSE = """c = get_config()
