@@ -16,7 +16,8 @@ PACKAGE = Path(__file__).parent
 PLACES = (PACKAGE / "notebooks", PACKAGE.parent / "tutorials")
 NOTEBOOKS = "[0-9][0-9]-*.ipynb"
 SOLUTIONS = f"solutions/{NOTEBOOKS}"
-PATTERNS = ("README.md", NOTEBOOKS, SOLUTIONS, "puzzles/*.ipynb")
+PUZZLES = "puzzles/*.ipynb"
+PATTERNS = ("README.md", "TEACHING.md", NOTEBOOKS, SOLUTIONS, PUZZLES)
 
 # What nbgrader is told of the course: a cell that runs for ten minutes is stopped, and what follows is still graded.
 COURSE = """c = get_config()
@@ -76,9 +77,8 @@ def _whole(source: Path) -> dict[str, bytes]:
 
 
 def _blank(source: Path) -> dict[str, bytes]:
-    readme, *_ = PATTERNS
-    made = {name: _written(handouts.blank(_notebook(path))) for name, path in _files(source, NOTEBOOKS).items()}
-    return {readme: (source / readme).read_bytes(), **made}
+    made = {name: _written(handouts.blank(_notebook(path))) for name, path in _files(source, NOTEBOOKS, PUZZLES).items()}
+    return {"README.md": (source / "README.md").read_bytes(), **made}
 
 
 def _solutions(source: Path) -> dict[str, bytes]:

@@ -22,6 +22,7 @@ HERE = Path(__file__).parent
 FOLDER = HERE.parent / "tutorials"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 SOLUTIONS = sorted(FOLDER.glob("solutions/*.ipynb"))
+PUZZLES = sorted(FOLDER.glob("puzzles/*.ipynb"))
 LINES, BYTES = 12, 400 * 1024
 IMPORTS = {"lora_np", "numpy", "matplotlib", "IPython", "ipywidgets", *sys.stdlib_module_names}
 MACHINE = re.compile(r"/(?:home|root|tmp|Users|work|var)/")  # a path of the machine that executed it
@@ -60,7 +61,7 @@ def public_names() -> set[str]:
 def test_the_tutorials_are_copied_byte_for_byte(tmp_path: Path) -> None:
     copied = copy_tutorials(tmp_path / "a" / "b")
     assert [path.relative_to(tmp_path / "a" / "b") for path in copied] == [
-        path.relative_to(FOLDER) for path in (FOLDER / "README.md", *NOTEBOOKS, *SOLUTIONS)
+        path.relative_to(FOLDER) for path in (FOLDER / "README.md", FOLDER / "TEACHING.md", *NOTEBOOKS, *SOLUTIONS, *PUZZLES)
     ]
     assert all(path.read_bytes() == (FOLDER / path.relative_to(tmp_path / "a" / "b")).read_bytes() for path in copied)
     assert sorted(p for p in tmp_path.rglob("*") if p.is_file()) == sorted(copied)
