@@ -77,7 +77,8 @@ def _whole(source: Path) -> dict[str, bytes]:
 
 
 def _blank(source: Path) -> dict[str, bytes]:
-    made = {name: _written(handouts.blank(_notebook(path))) for name, path in _files(source, NOTEBOOKS, PUZZLES).items()}
+    paths = _files(source, NOTEBOOKS, PUZZLES)
+    made = {name: _written(handouts.blank(_notebook(path))) for name, path in paths.items()}
     return {"README.md": (source / "README.md").read_bytes(), **made}
 
 

@@ -61,7 +61,8 @@ def public_names() -> set[str]:
 def test_the_tutorials_are_copied_byte_for_byte(tmp_path: Path) -> None:
     copied = copy_tutorials(tmp_path / "a" / "b")
     assert [path.relative_to(tmp_path / "a" / "b") for path in copied] == [
-        path.relative_to(FOLDER) for path in (FOLDER / "README.md", FOLDER / "TEACHING.md", *NOTEBOOKS, *SOLUTIONS, *PUZZLES)
+        path.relative_to(FOLDER)
+        for path in (FOLDER / "README.md", FOLDER / "TEACHING.md", *NOTEBOOKS, *SOLUTIONS, *PUZZLES)
     ]
     assert all(path.read_bytes() == (FOLDER / path.relative_to(tmp_path / "a" / "b")).read_bytes() for path in copied)
     assert sorted(p for p in tmp_path.rglob("*") if p.is_file()) == sorted(copied)
