@@ -13,12 +13,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import socket
 import time
 import uuid
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from .parcels import Parcel, aligned, answer_of, opened, packed, result_of, unpacked
@@ -88,6 +90,7 @@ class ClusterMap:
         self._parcel: Parcel | None = None
         self._block: Any = None  # the future of what was scattered
         self._futures: dict[Any, int] = {}
+        self._over: SimpleQueue[Any] = SimpleQueue()
 
     def __call__(self, function: Callable[[Any], Any], items: Sequence[Any], then: Then = ignored) -> list[Any]:
         results: dict[int, Any] = {}
@@ -149,23 +152,22 @@ class ClusterMap:
         self.shares += 1
         about = self._parcel.digest, self._parcel.sizes
         key = f"lora_np-item-{uuid.uuid4().hex}"
-        return self._client.submit(applied, about, self._block, message, key=key, pure=False)
+        future = self._client.submit(applied, about, self._block, message, key=key, pure=False)
+        future.add_done_callback(self._over.put)
+        return future
 
     def _done(self) -> list[Any]:
-        """The futures that are over, of which there is at least one; all of them once no worker is left."""
-        from distributed import wait
-
+        """Futures that are over, at least one; all of them once no worker is left."""
         since = time.monotonic()
         while True:
-            try:
-                return list(wait(list(self._futures), timeout=1.0, return_when="FIRST_COMPLETED").done)
-            except TimeoutError:
-                if self._has_workers():
-                    since = time.monotonic()
-                elif time.monotonic() - since > SECONDS_WITHOUT_WORKERS:
-                    return list(self._futures)
-            except Exception:  # cancelled or lost, and it says so by raising
-                return [future for future in self._futures if future.status != "pending"] or list(self._futures)
+            with contextlib.suppress(Empty):
+                future = self._over.get(timeout=1.0)
+                if future in self._futures:  # and not one that was cancelled
+                    return [future]
+            if self._has_workers():
+                since = time.monotonic()
+            elif time.monotonic() - since > SECONDS_WITHOUT_WORKERS:
+                return list(self._futures)
 
     def _answer(self, future: Any) -> bytes | None:
         """What a worker answered; None where none could."""
@@ -178,7 +180,7 @@ class ClusterMap:
 
     def _has_workers(self) -> bool:
         with contextlib.suppress(Exception):
-            return bool(self._client.scheduler_info(n_workers=-1)["workers"])
+            return bool(self._client.nthreads())
         return False
 
     def _cancel(self) -> None:
@@ -222,10 +224,15 @@ def _connected(address: str) -> Any:
     if not (host and port.isdecimal() and 0 < int(port) < 1 << 16):
         raise ValueError(f"the engine of a cluster is dask://HOST:PORT, got {address!r}")
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what matters is said here, in one line
+    client: Any = Client.__new__(Client)
     try:
-        return Client(f"tcp://{host}:{port}", timeout=SECONDS_TO_CONNECT, set_as_default=False, name="lora_np")
-    except (OSError, TimeoutError) as error:
-        raise ClusterError(f"no scheduler answers at {address}: {str(error).splitlines()[0]}") from None
+        socket.create_connection((host, int(port)), SECONDS_TO_CONNECT).close()
+        client.__init__(f"tcp://{host}:{port}", timeout=SECONDS_TO_CONNECT, set_as_default=False, name="lora_np")
+        return client
+    except Exception as error:  # whatever else may listen there
+        client.status = "closed"  # or else it waits for an answer once more, when it is collected
+        why = str(error).partition("\n")[0] or type(error).__name__
+        raise ClusterError(f"no scheduler of Dask answers at {address}: {why}") from None
 
 
 def _why(future: Any) -> str:
