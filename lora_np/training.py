@@ -160,14 +160,17 @@ def fit(
     away = any(map(on_device, state.trained.values()))
     if state.step >= config.steps:
         return
-    gradient_of, begun, first = ShardGradient(loss), state.step, batches[state.step]
-    most = len(first.shards(config.micro_batches or pieces(first)))
-    with _mapped("inline" if away else engine, workers, most) as run:
+
+    def cut(step: int) -> tuple[int, list[Any]]:
+        batch = batches[step]
+        return batch.tokens_trained, batch.shards(config.micro_batches or pieces(batch))
+
+    gradient_of, begun, first = ShardGradient(loss), state.step, cut(state.step)
+    with _mapped("inline" if away else engine, workers, len(first[1])) as run:
         for step in range(begun, config.steps):
             began = time.perf_counter()
-            batch = batches[step] if step > begun else first
+            tokens, shards = first if step == begun else cut(step)
             with explained_memory():
-                shards = batch.shards(config.micro_batches or pieces(batch))
                 value, gradient = _batch_gradient(gradient_of, state.trained, shards, (config.seed, step), run)
                 norm = global_norm(gradient)
                 if not (away or (math.isfinite(value) and math.isfinite(norm))):
@@ -176,7 +179,7 @@ def fit(
                 state = update(state, clipped(gradient, norm, config.clip), rate, config)
             seconds = time.perf_counter() - began
             traffic = Traffic(run.shares, run.moved, run.sent, run.ready_after) if run.shares else None
-            record = Record(step + 1, rate, batch.tokens_trained, seconds, state, (value, norm), traffic)
+            record = Record(step + 1, rate, tokens, seconds, state, (value, norm), traffic)
             yield record
             if away and (record.was_read or state.step == config.steps):
                 record.check()
