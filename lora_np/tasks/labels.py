@@ -1,6 +1,6 @@
 r"""Text → label, three times: GLUE in miniature (Wang et al. 2019, arXiv:1804.07461).
 
-    sentiment      the film is not dull → positive              SST-2: `not` turns a word, and the clause after `but` counts
+    sentiment      the film is not dull → positive              SST-2: `not` turns a word; what follows `but` counts
     acceptability  the dogs near the tree barks → unacceptable  CoLA: number must agree, across what stands between
     entailment     two sentences → entailment or not            RTE: the second says a part of the first, or changes it
 

@@ -53,8 +53,8 @@ def matthews(truths: Sequence[object], found: Sequence[object]) -> float | None:
 
     $$R = \frac{c\,n - \sum_k t_k p_k}{\sqrt{n^2 - \sum_k p_k^2}\,\sqrt{n^2 - \sum_k t_k^2}} \tag{R1}$$
 
-    which for two classes is (TP·TN − FP·FN)/√((TP+FP)(TP+FN)(TN+FP)(TN+FN)). Where the truth or what was predicted is of
-    one class alone it is 0/0; GLUE counts that as 0.
+    which for two classes is (TP·TN − FP·FN)/√((TP+FP)(TP+FN)(TN+FP)(TN+FN)). Where truth or predictions are all of one
+    class it is 0/0; GLUE counts that as 0.
 
     Sources: Matthews 1975; Gorodkin 2004 for more than two classes.
     """
