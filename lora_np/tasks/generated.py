@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .readers import Example
+from .sources import Example
 
 # fmt: off
 OBJECTS = [  # each starts with a consonant, so that "a" is always right

@@ -1,7 +1,7 @@
 r"""Text → label, three times: GLUE in miniature (Wang et al. 2019, arXiv:1804.07461).
 
     sentiment      the film is not dull → positive              SST-2: `not` turns a word; what follows `but` counts
-    acceptability  the dogs near the tree barks → unacceptable  CoLA: number must agree, across what stands between
+    acceptability  the dogs near the tree is here → unacceptable  CoLA: number must agree, across what stands between
     entailment     two sentences → entailment or not            RTE: the second says a part of the first, or changes it
 
 The text decides the label, so the best predictor pays nothing and is always right; each label is as likely as another,
@@ -23,7 +23,7 @@ BAD = ("dull", "stale", "clumsy", "boring", "flat", "silly", "cold", "messy", "l
 PARTS = ("film", "plot", "cast", "music", "ending", "story", "acting", "script")
 
 NOUNS = ("dog", "cat", "bird", "girl", "boy", "king", "nurse", "singer")
-VERBS = ("bark", "run", "sleep", "sing", "smile", "fall", "wait", "cook")
+STATES = ("hungry", "asleep", "happy", "alone", "late", "quiet", "here", "tired")
 AFTER = ("in the park", "all day", "at night", "every morning", "by the river", "without pause")
 BETWEEN = ("tree", "tower", "bridge", "garden")
 
@@ -54,9 +54,9 @@ def _clause(rng: np.random.Generator, good: int) -> str:
 
 def draw_acceptability(rng: np.random.Generator) -> Problem:
     right, many = int(rng.integers(2)), int(rng.integers(2))
-    noun, verb = _one(rng, NOUNS) + "s" * many, _one(rng, VERBS) + "s" * (1 - (many ^ (1 - right)))
+    noun, verb = _one(rng, NOUNS) + "s" * many, ("is", "are")[many if right else 1 - many]
     between = f" near the {_one(rng, BETWEEN)}{'s' * int(rng.integers(2))}" if rng.random() < 0.4 else ""
-    return _labelled(f"the {noun}{between} {verb} {_one(rng, AFTER)}", JUDGEMENTS[right])
+    return _labelled(f"the {noun}{between} {verb} {_one(rng, STATES)} {_one(rng, AFTER)}", JUDGEMENTS[right])
 
 
 def draw_entailment(rng: np.random.Generator) -> Problem:

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from .readers import Example
+from .sources import Example
 
 NO_TEXT = ("yes", "no")  # values that a sentence does not spell
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from .readers import Example
+from .sources import Example
 
 SIDES = ("train", "validation", "test")
 PATIENCE = 10_000  # draws for one problem that is new, before a task counts as exhausted: of ten, at least one is right

@@ -13,7 +13,7 @@ import numpy as np
 
 from .metrics import exact_match
 from .problems import Problem, Task
-from .readers import Example
+from .sources import Example
 
 # Of each table the columns: a key, two of words, one of numbers; and its rows.
 TABLES: dict[str, tuple[tuple[str, ...], tuple[tuple[str | int, ...], ...]]] = {

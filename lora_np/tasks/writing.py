@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from .readers import Example
+from .sources import Example
 
 
 def as_jsonl(examples: Sequence[Example]) -> str:
