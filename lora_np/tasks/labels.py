@@ -1,8 +1,8 @@
 r"""Text → label, three times: GLUE in miniature (Wang et al. 2019, arXiv:1804.07461).
 
-    sentiment      the film is not dull → positive              SST-2: `not` turns a word; what follows `but` counts
-    acceptability  the dogs near the tree is here → unacceptable  CoLA: number must agree, across what stands between
-    entailment     two sentences → entailment or not            RTE: the second says a part of the first, or changes it
+    sentiment      the film is not dull → positive                     SST-2: `not` turns a word; what follows `but` counts
+    acceptability  the dogs near the tree is here → unacceptable       CoLA: number must agree, across what is between
+    entailment     all dogs are here, some of them are → entailment    RTE: by the quantifiers of two sentences
 
 The text decides the label, so the best predictor pays nothing and is always right; each label is as likely as another,
 so that guessing is right half the time. Of two sentences, a tab stands between.
@@ -27,10 +27,10 @@ STATES = ("hungry", "asleep", "happy", "alone", "late", "quiet", "here", "tired"
 AFTER = ("in the park", "all day", "at night", "every morning", "by the river", "without pause")
 BETWEEN = ("tree", "tower", "bridge", "garden")
 
-PEOPLE = ("Ann", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gus", "Hope")
-COLOURS = ("red", "blue", "green", "white", "black")
-THINGS = ("bike", "boat", "clock", "lamp", "coat", "piano")
 TOWNS = ("Bergen", "Lyon", "Turin", "Riga", "Quito", "Perth")
+# Which quantifiers follow from which, of what there is at least one of.
+FOLLOWS = {"all": ("all", "most", "some"), "most": ("most", "some"), "some": ("some",),
+           "no": ("no", "not all"), "not all": ("not all",)}
 # fmt: on
 
 SENTIMENTS = ("negative", "positive")
@@ -60,19 +60,11 @@ def draw_acceptability(rng: np.random.Generator) -> Problem:
 
 
 def draw_entailment(rng: np.random.Generator) -> Problem:
-    a, b, c = (PEOPLE[int(i)] for i in rng.permutation(len(PEOPLE))[:3])
-    colour, other_colour = (COLOURS[int(i)] for i in rng.permutation(len(COLOURS))[:2])
-    thing, other_thing = (THINGS[int(i)] for i in rng.permutation(len(THINGS))[:2])
-    town, other_town = (TOWNS[int(i)] for i in rng.permutation(len(TOWNS))[:2])
-    true, false = (
-        (f"{b} has a {thing}", f"{b} has a {other_thing}"),
-        (f"the {thing} is {colour}", f"the {thing} is {other_colour}"),
-        (f"{a} was in {town}", f"{a} was in {other_town}"),
-        (f"{a} sold a {thing}", f"{c} sold a {thing}"),
-    )[int(rng.integers(4))]
-    label = int(rng.integers(2))
-    premise = f"{a} sold a {colour} {thing} to {b} in {town}"
-    return _labelled(f"{premise}\t{true if label else false}", RELATIONS[label])
+    label, state = int(rng.integers(2)), _one(rng, STATES)
+    pairs = [(p, h) for p, follow in FOLLOWS.items() for h in FOLLOWS if (h in follow) == bool(label)]
+    given, said = pairs[int(rng.integers(len(pairs)))]
+    premise = f"{given} {_one(rng, NOUNS)}s in {_one(rng, TOWNS)} are {state} {_one(rng, AFTER)}"
+    return _labelled(f"{premise}\t{said} of them are {state}", RELATIONS[label])
 
 
 def _labelled(text: str, label: str) -> Problem:
