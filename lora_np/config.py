@@ -183,7 +183,8 @@ def parameter_count(config: TransformerConfig) -> int:
     354823168
 
     In other architectures keys and values have k columns, an MLP may have three matrices, norms only gains, and T
-    types of tokens and a head of C classes their own arrays, a pooler of d² among them. With m = 2 or 3 and the biases β of (C2),
+    types of tokens and a head of C classes their own arrays, a pooler of d² among them. With m = 2 or 3, and the biases
+    β of (C2),
 
     $$N = L\,(2d^2 + 2dk + m\,df + \underbrace{2d}_{gains}) + (V\,[\,+\,n\,]\,+ T)\,d + \underbrace{d}_{one\ more\ gain}
         \;[\,+\,Vd\,]\;[\,+\,d^2 + Cd\,] + \beta \tag{C1b}$$

@@ -28,8 +28,7 @@ and next to a part of the model:
     adapter.norm.{gamma,beta}                       with a norm before it; in place of W its Kronecker factors
     adapter.{down,up}.{A,S,T}                       A (n, n, n), S (n, ., rank), T (n, rank, .): Compacter
 
-Three things are not seen in it: `post`, the norms stand after the sums; `exact`, GELU is the exact one; and what a head
-of classes `reads`: the first real position, the last, or their mean.
+Not seen in it are `post`, the norms stand after the sums, `exact`, GELU is the exact one, and what a head `reads`.
 
 Sources: Vaswani et al. 2017 (attention, norms after the sums), Radford et al. 2019 (pre-norm blocks), Hu et al. 2021
 (LoRA, equation 3), Zhang and Sennrich 2019 (RMS norm), Su et al. 2021 (rotary positions), Shazeer 2020 (SwiGLU),
@@ -220,20 +219,17 @@ def embedded(p, tokens, scaling, types, eps):
 
 
 def classified(p, h, mask, reads, scaling):
-    """One state of each sequence, and its logits."""
-    states = []
-    for row, real in zip(h, np.ones(h.shape[:2], bool) if mask is None else mask, strict=True):
-        where = np.flatnonzero(real)
-        states.append(np.mean(row[where], axis=0) if reads == "mean" else row[where[0 if reads == "first" else -1]])
-    x = np.stack(states)[:, None]
+    """The logits of one state of each sequence: the first or the last of what is real, or their mean."""
+    part = {"first": slice(0, 1), "last": slice(-1, None), "mean": slice(None)}[reads]
+    real = [np.arange(h.shape[1]) if mask is None else np.flatnonzero(mask[row]) for row in range(len(h))]
+    x = np.stack([np.mean(h[row, at[part]], axis=0, keepdims=True) for row, at in enumerate(real)])
     x = np.tanh(linear(p, "head.pooler", x, scaling)) if "head.pooler.W" in p else x
     return linear(p, "head.output", x, scaling)
 
 
 def logits(
     p, tokens, heads, scaling=None, causal=True, mask=None, theta=1e4, eps=1e-5, post=False, exact=False, types=None,
-    reads="first",
-):  # fmt: skip
+    reads="first"):  # fmt: skip
     """tokens (batch, seq) → (batch, seq, vocab); scaling holds s = α/r for each adapted name."""
     batch, seq = tokens.shape
     visible = np.ones((batch, 1, 1, seq), bool) if mask is None else mask[:, None, None, :]
@@ -260,8 +256,7 @@ def logits(
 
 def loss(
     p, tokens, targets, weights, heads, scaling=None, causal=True, mask=None, theta=1e4, eps=1e-5, post=False,
-    exact=False, types=None, reads="first",
-):  # fmt: skip
+    exact=False, types=None, reads="first"):  # fmt: skip
     """The weighted cross-entropy of the next token, in nats."""
     x = logits(p, tokens, heads, scaling, causal, mask, theta, eps, post, exact, types, reads)
     return cross_entropy(x, targets, weights)

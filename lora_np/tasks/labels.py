@@ -1,6 +1,6 @@
 r"""Text → label, three times: GLUE in miniature (Wang et al. 2019, arXiv:1804.07461).
 
-    sentiment      the film is not dull → positive                     SST-2: `not` turns a word; what follows `but` counts
+    sentiment      the film is not dull → positive                     SST-2: `not` turns a word, `but` a text
     acceptability  the dogs near the tree is here → unacceptable       CoLA: number must agree, across what is between
     entailment     all dogs are here, some of them are → entailment    RTE: by the quantifiers of two sentences
 
@@ -64,7 +64,7 @@ def draw_entailment(rng: np.random.Generator) -> Problem:
     pairs = [(p, h) for p, follow in FOLLOWS.items() for h in FOLLOWS if (h in follow) == bool(label)]
     given, said = pairs[int(rng.integers(len(pairs)))]
     premise = f"{given} {_one(rng, NOUNS)}s in {_one(rng, TOWNS)} are {state} {_one(rng, AFTER)}"
-    return _labelled(f"{premise}\t{said} of them are {state}", RELATIONS[label])
+    return _labelled(f"{premise}\t{'none' if said == 'no' else said} of them are {state}", RELATIONS[label])
 
 
 def _labelled(text: str, label: str) -> Problem:
