@@ -223,8 +223,9 @@ def classified(p, h, mask, reads, scaling):
     part = {"first": slice(0, 1), "last": slice(-1, None), "mean": slice(None)}[reads]
     real = [np.arange(h.shape[1]) if mask is None else np.flatnonzero(mask[row]) for row in range(len(h))]
     x = np.stack([np.mean(h[row, at[part]], axis=0, keepdims=True) for row, at in enumerate(real)])
-    x = np.tanh(linear(p, "head.pooler", x, scaling)) if "head.pooler.W" in p else x
-    return linear(p, "head.output", x, scaling)
+    return linear(
+        p, "head.output", np.tanh(linear(p, "head.pooler", x, scaling)) if "head.pooler.W" in p else x, scaling
+    )
 
 
 def logits(
@@ -254,9 +255,6 @@ def logits(
     return linear(p, "head", h, scaling) if "head.W" in p else np.dot(h, token_table(p, scaling).T)
 
 
-def loss(
-    p, tokens, targets, weights, heads, scaling=None, causal=True, mask=None, theta=1e4, eps=1e-5, post=False,
-    exact=False, types=None, reads="first"):  # fmt: skip
-    """The weighted cross-entropy of the next token, in nats."""
-    x = logits(p, tokens, heads, scaling, causal, mask, theta, eps, post, exact, types, reads)
-    return cross_entropy(x, targets, weights)
+def loss(p, tokens, targets, weights, heads, scaling=None, causal=True, **settings):
+    """The weighted cross-entropy of the next token, in nats; the settings are those of `logits`."""
+    return cross_entropy(logits(p, tokens, heads, scaling, causal, **settings), targets, weights)
