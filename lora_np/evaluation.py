@@ -198,7 +198,12 @@ def read_file(
     def text(part: list[Example], method: Method | None) -> Text:
         return Text.of(part, base, method, tokenizer, **_about(data))
 
-    train, held_out = _sides(path, data, window, lambda part: text(part, method))
+    examples = _read(path, data, window)
+    text(examples, method)  # so that an error counts the file's own examples
+    if data.validation is None:
+        train, held_out = split(examples, data.held_out, data.seed)
+    else:
+        train, held_out = examples, _read(data.validation, data, window)
     return text(train, method), text(held_out, method), text(held_out, None)
 
 
@@ -214,26 +219,21 @@ def read_classes(
     def classes(part: list[Example], labels: tuple[str, ...]) -> Classes:
         return Classes.of(part, labels, base, tokenizer, **_about(data))
 
-    train, held_out = _sides(path, data, None, lambda part: classes(part, known or labels_of(part)))
-    labels = known or labels_of([*train, *(() if data.validation else held_out)])
-    try:
-        return classes(train, labels), classes(held_out, labels)
-    except ValueError as error:  # of a file of its own: the other has been read by then
-        raise ValueError(f"{data.validation}: {error}" if data.validation else str(error)) from None
-
-
-def _sides(path: str | Path | Contents, data: DataConfig, window: int | None, check: Any) -> tuple[list[Example], ...]:
-    """The examples to train on, and those to score on; what `check` finds wrong is counted as the file counts."""
-
-    def read(file: str | Path | Contents) -> list[Example]:
-        fields = {"prompt_field": data.prompt_field, "reference_field": data.reference_field}
-        return read_examples(file, data.format, columns=data.columns, window=window, **fields)
-
-    examples = read(path)
-    check(examples)
+    examples = _read(path, data)
+    labels = known or labels_of(examples)
+    whole = classes(examples, labels)  # so that an error counts the file's own examples
     if data.validation is None:
-        return split(examples, data.held_out, data.seed)
-    return examples, read(data.validation)
+        train, held_out = split(examples, data.held_out, data.seed)
+        return classes(train, labels), classes(held_out, labels)
+    try:
+        return whole, classes(_read(data.validation, data), labels)
+    except ValueError as error:
+        raise ValueError(f"{data.validation}: {str(error).removeprefix(f'{data.validation}: ')}") from None
+
+
+def _read(path: str | Path | Contents, data: DataConfig, window: int | None = None) -> list[Example]:
+    fields = {"prompt_field": data.prompt_field, "reference_field": data.reference_field}
+    return read_examples(path, data.format, columns=data.columns, window=window, **fields)
 
 
 def _about(data: DataConfig) -> Any:
