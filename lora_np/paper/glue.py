@@ -3,9 +3,9 @@ r"""Real GLUE on a real encoder, in part: the methods of the paper beside each o
     python -m lora_np.paper.glue DATA --base FOLDER --out glue
 
 DATA holds sst2/, cola/ and rte/, each with train*.tsv and dev.tsv as GLUE publishes them. Every cell is what
-`lora-np adapt --task classify` does, and its command stands beside its result. Runs are short, and rates are not tuned:
-one for each method, chosen beforehand. SST-2 and RTE are scored by accuracy, CoLA by Matthews correlation (0 where it is
-0/0, as GLUE counts), on the whole official dev set.
+`lora-np adapt --task classify` does, and its command stands beside its result. Runs are short, and rates are not
+tuned: one for each method, chosen beforehand. SST-2 and RTE are scored by accuracy, CoLA by Matthews correlation (0
+where it is 0/0, as GLUE counts), on the whole official dev set.
 
 Each cell is written down in OUT as it ends: interrupted, the same command goes on from there.
 """
