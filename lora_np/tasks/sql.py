@@ -105,10 +105,11 @@ def found(database: sqlite3.Connection, query: str) -> list[tuple[str, ...]] | N
     """
     with_limits(database)
     try:
-        rows = database.execute(query.strip()).fetchmany(1000)
+        cursor = database.execute(query.strip())
+        rows = cursor.fetchmany(1000)
     except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError):  # ValueError: a NUL in it
         return None
-    return sorted(tuple(map(repr, row)) for row in rows)
+    return sorted(tuple(map(repr, row)) for row in rows) if cursor.description else None  # None: it asked nothing
 
 
 def with_limits(database: sqlite3.Connection) -> None:
