@@ -9,10 +9,8 @@ its last checkpoint to the same bits.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,83 +24,28 @@ from .engine.devices import to_device
 from .engine.mapping import check_engine
 from .engine.memory import available_bytes
 from .engine.threads import worker_count
+from .evaluation import Classes, Judged, class_work, text_work
+from .evaluation import DataConfig as DataConfig
+from .evaluation import Text as Text
+from .evaluation import read_file as read_file
 from .files import digest, load_checkpoint, save_adapter, save_checkpoint
-from .method import Method, whole
+from .method import Method, one_of
 from .methods import adapt, name_of
+from .methods.classify import Classify
 from .methods.lora import LoraConfig
 from .methods.tuning import Full
 from .model import Transformer
 from .names import matching
 from .optimization import TrainingConfig, TrainingState, start
 from .parameters import Arrays, count, parameters, with_parameters
-from .tasks import Batches as Shuffled
-from .tasks import Example, Sequence, encode, epoch, read_examples, split
-from .tokenizers import ByteTokenizer, Tokenizer, byte_count
-from .training import Batches, Record, Traffic, evaluate, fit, model_loss, pieces_of
+from .tokenizers import Tokenizer
+from .training import Batches, Record, Traffic, fit, model_loss, pieces_of
 
+TASKS = ("text", "classify")
 CHECKPOINT = "checkpoint.safetensors"
 ADAPTER = Kind("run of adapt", ("adapter.json", "adapter.safetensors", CHECKPOINT), resumes=CHECKPOINT)
 
 Watch = Callable[[Iterator[Record], int, int], Iterable[Record]]
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Which examples of a file, and how they become batches. Raises ValueError for a batch of none."""
-
-    format: str | None = None
-    columns: tuple[str, str] | None = None
-    prompt_field: str = "prompt"
-    reference_field: str = "reference"
-    truncate: bool = False
-    held_out: float = 0.1
-    batch_size: int = 16
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        whole("batch_size", self.batch_size)
-
-
-@dataclass(frozen=True)
-class Text:
-    """Examples in tokens, as one model and one method read them."""
-
-    sequences: list[Sequence]
-    tokenizer: Tokenizer
-    batch_size: int = 16
-    seed: int = 0
-
-    @classmethod
-    def of(
-        cls,
-        examples: list[Example],
-        base: Transformer,
-        method: Method | None = None,
-        tokenizer: Tokenizer | None = None,
-        *,
-        batch_size: int = 16,
-        seed: int = 0,
-        truncate: bool = False,
-    ) -> Text:
-        """The examples with their prompts laid out as the method wants them; without one, as the base reads them."""
-        words = tokenizer or ByteTokenizer()
-        given = (lambda prompt: method.given(prompt, base.config)) if method else (lambda prompt: prompt)
-        sequences = encode(examples, words, base.config.context, truncate=truncate, given=given)
-        return cls(sequences, words, batch_size, seed)
-
-    def __len__(self) -> int:
-        return len(self.sequences)
-
-    @cached_property
-    def batches(self) -> Shuffled:
-        """Endless shuffled batches, to train on."""
-        return Shuffled(self.sequences, self.batch_size, self.seed, self.tokenizer.end)
-
-    def bits_per_byte(self, model: Transformer) -> float:
-        """What the model pays for the references and the mark that ends each, on average over their bytes."""
-        nats = evaluate(model, epoch(self.sequences, self.batch_size, self.tokenizer.end))
-        tokens = sum(sequence.tokens_trained for sequence in self.sequences)
-        return nats / math.log(2.0) * (tokens / sum(byte_count(self.tokenizer, s.learned) for s in self.sequences))
 
 
 @dataclass(frozen=True)
@@ -111,7 +54,8 @@ class Outcome:
 
     model     adapted and trained, on the host        trained  how many numbers were
     losses    of each step, in nats per token         seconds  of each step
-    scores    (step, score) wherever it was asked for; the last is that of `model`
+    scores    (step, score) wherever it was asked for; the last is that of `model`. A score is what `score` of `run`
+              gives: a number, or `Judged`
     traffic   of the last step, where other processes took part
     """
 
@@ -119,17 +63,21 @@ class Outcome:
     trained: int
     losses: tuple[float, ...]
     seconds: tuple[float, ...]
-    scores: tuple[tuple[int, float], ...]
+    scores: tuple[tuple[int, Any], ...]
     traffic: Traffic | None = None
 
     @property
-    def score(self) -> float:
+    def score(self) -> Any:
         return self.scores[-1][1]
 
 
 @dataclass(frozen=True)
 class Result:
-    """What adapting to a file came to; bits per byte are of the held-out references and the mark that ends each."""
+    """What adapting to a file came to.
+
+    before, after  bits per byte of the held-out references and the mark that ends each; of a classification, the
+                   accuracy of the commonest label, and of the adapted model, of which `judged` says more
+    """
 
     train: int
     held_out: int
@@ -139,6 +87,7 @@ class Result:
     steps: int
     file_bytes: int
     model: Transformer
+    judged: Judged | None = None
 
 
 class Interrupted(Exception):
@@ -151,7 +100,7 @@ class Interrupted(Exception):
 
 def run(
     batches: Batches,
-    score: Callable[[Transformer], float],
+    score: Callable[[Transformer], Any],
     base: Transformer,
     method: Method,
     training: TrainingConfig,
@@ -221,6 +170,8 @@ def adapt_to_file(
     data: DataConfig,
     *,
     tokenizer: Tokenizer | None = None,
+    task: str = "text",
+    reads: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
     device: str = "cpu",
@@ -233,17 +184,25 @@ def adapt_to_file(
 ) -> Result:
     """Adapt `base` to the examples of a file and write the adapter to the folder `out`.
 
+    task   "text": references are learned; "classify": they are labels, and a head that reads `reads` tells them apart;
     device "cpu" or "gpu"; a run may be continued on the other, and with another engine or number of workers (`fit`);
     watch  wraps the records of training (a progress bar, say), given how many there will be and how many are done;
     say    is told each finding in a line. Raises Interrupted when stopped by hand: what was trained is saved.
     """
     path, out = Path(path), Path(out)
-    check_free(out, ADAPTER, overwrite=overwrite, resume=resume, inputs=(path,))
+    inputs = (path,) if data.validation is None else (path, data.validation)
+    check_free(out, ADAPTER, overwrite=overwrite, resume=resume, inputs=inputs)
+    one_of("task", task, TASKS)
     check_engine(engine or "threads", workers)
-    trained = method.trained(adapt(base, method, None))  # raises where the base cannot be adapted by these settings
-    matching(trained, training.rates)  # and for a rate of nothing
+    if task == "text":
+        _check(method, base, training)
     contents = read_once(path)
-    train, held_out, plain = read_file(contents, data, base, method, tokenizer)
+    if task == "text":
+        work = text_work(contents, data, base, method, tokenizer)
+    else:
+        work = class_work(contents, data, base, method, tokenizer, reads)
+    method, train = work.method, work.train
+    trained = _check(method, base, training)
     batches = train.batches  # before memory is predicted: a batch size may be none
     if device == "cpu":
         check_room(base, method, train, training.micro_batches, recompute=recompute)
@@ -253,14 +212,15 @@ def adapt_to_file(
     if resume:
         state = load_checkpoint(partial_folder(out) / CHECKPOINT, identity, start(trained, training))
     base = to_device(base, device)
-    say(f"{len(train)} examples to train on, {len(held_out)} held out; {count(trained):,} trained parameters")
-    before = plain.bits_per_byte(base)
-    say(f"base: {before:.4f} bits per byte of the held-out references")
+    held_out = len(work.held_out)
+    say(f"{len(train)} examples to train on, {held_out} held out; {count(trained):,} trained parameters")
+    before = work.before(base)
+    say(work.plainly.format(before))
     try:
         with new_folder(out, ADAPTER, overwrite=overwrite, resume=resume) as folder:
             outcome = run(
                 batches,
-                held_out.bits_per_byte,
+                work.score,
                 base,
                 method,
                 training,
@@ -277,41 +237,24 @@ def adapt_to_file(
             )
             if outcome.traffic is not None:
                 say(moved(outcome.traffic, base, trained))
-            say(f"adapted: {outcome.score:.4f} bits per byte of the held-out references")
+            say(f"adapted: {work.said(outcome.score)}")
     except KeyboardInterrupt:
         if (partial_folder(out) / CHECKPOINT).exists():
             raise Interrupted(training.steps) from None
         raise
     (out / CHECKPOINT).unlink()
     written = (out / "adapter.safetensors").stat().st_size
-    return Result(
-        len(train), len(held_out), before, outcome.score, outcome.trained, training.steps, written, outcome.model
-    )
+    judged = outcome.score if isinstance(outcome.score, Judged) else None
+    after = judged.accuracy if judged else outcome.score
+    sizes = outcome.trained, training.steps, written
+    return Result(len(train), held_out, before, after, *sizes, outcome.model, judged)
 
 
-def read_file(
-    path: str | Path | Contents, data: DataConfig, base: Transformer, method: Method, tokenizer: Tokenizer | None = None
-) -> tuple[Text, Text, Text]:
-    """The examples to train on and the held-out ones, as the method reads them, and the latter as the base does.
-
-    Raises ValueError or OSError in one line for a bad file.
-    """
-    examples: list[Example] = read_examples(
-        path,
-        data.format,
-        prompt_field=data.prompt_field,
-        reference_field=data.reference_field,
-        columns=data.columns,
-        window=base.config.context - method.positions - 1,
-    )
-
-    def text(part: list[Example], method: Method | None) -> Text:
-        about = {"batch_size": data.batch_size, "seed": data.seed, "truncate": data.truncate}
-        return Text.of(part, base, method, tokenizer, **about)  # type: ignore[arg-type]
-
-    text(examples, method)  # so that an error counts the file's own examples
-    train, held_out = split(examples, data.held_out, data.seed)
-    return text(train, method), text(held_out, method), text(held_out, None)
+def _check(method: Method, base: Transformer, training: TrainingConfig) -> Arrays:
+    """What is trained; raises where the base cannot be adapted by these settings, and for a rate of nothing."""
+    trained = method.trained(adapt(base, method, None))
+    matching(trained, training.rates)
+    return trained
 
 
 def moved(traffic: Traffic, base: Transformer, trained: Arrays) -> str:
@@ -333,13 +276,18 @@ def _keeper(folder: Path | None, identity: Mapping[str, Any] | None) -> Callable
 
 def _identity(file: Contents, base: str, method: Method, training: TrainingConfig, data: DataConfig) -> dict[str, Any]:
     """What must be the same for a resumed run to be the same run."""
-    about = {"method": name_of(method), **{f"method {key}": value for key, value in asdict(method).items()}}  # type: ignore[call-overload]
-    about_data = {f"data {key}": value for key, value in asdict(data).items()}
+    beside = method.method if isinstance(method, Classify) else method
+    about = {"method": name_of(method), **{f"method {key}": value for key, value in asdict(beside).items()}}  # type: ignore[call-overload]
+    if isinstance(method, Classify):
+        about |= {"labels": list(method.labels), "reads": method.reads}
+    about_data = {f"data {key}": value for key, value in asdict(data).items() if key != "validation"}
+    if data.validation is not None:
+        about_data["data validation"] = str(data.validation)
     return {"base": base, "file": file.digest, **about, **asdict(training), **about_data}
 
 
 def check_room(
-    base: Transformer, method: Method, train: Text, micro_batches: int | None, *, recompute: bool = False
+    base: Transformer, method: Method, train: Text | Classes, micro_batches: int | None, *, recompute: bool = False
 ) -> None:
     """Raise ValueError where a step on the longest of these sequences needs more memory than there is: (C11), (C12).
 
@@ -348,6 +296,7 @@ def check_room(
     """
     batch, length = min(train.batch_size, len(train)), max(sequence.length for sequence in train.sequences)
     pieces = min(micro_batches or pieces_of(base.config, batch * length), batch)
+    method = method.method if isinstance(method, Classify) else method
     rank: int | None = None if isinstance(method, Full) else 1
     targets: str | tuple[str, ...] = ("tokens",)
     if isinstance(method, LoraConfig):

@@ -28,6 +28,9 @@ class Architecture:
     biases: tuple[str, ...]
 
 
+# What a head of classes reads of a sequence, and whether a map with tanh, the pooler, stands before its logits.
+READS = {"first": True, "mean": False, "last": False}
+
 _ALL = ("query", "key", "value", "output", "up", "down")
 ARCHITECTURES = {
     "gpt2": Architecture("layer", "learned", "gelu", post=False, biases=_ALL),
@@ -52,6 +55,7 @@ class TransformerConfig:
     architecture  a row of ARCHITECTURES      kv_heads  of keys and values, a divisor of heads; heads when None
     theta         of rotary positions         eps       of the norms
     types         kinds of tokens; 0: none    classes   what a head of classes tells apart; 0: the head predicts words
+    reads         what that head reads: a row of READS          labels    the names of the classes; none: numbers
 
     Raises ValueError for a size that is no positive whole number, heads that do not divide d_model, kv_heads that do
     not divide heads, or an architecture that is not known.
@@ -71,6 +75,8 @@ class TransformerConfig:
     eps: float = 1e-5
     types: int = 0
     classes: int = 0
+    reads: str = "first"
+    labels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("vocab", "context", "d_model", "layers", "heads", "d_ff", "kv_heads", "types", "classes"):
@@ -93,6 +99,13 @@ class TransformerConfig:
                 f"architecture must be one of {nearest_first(str(self.architecture), ARCHITECTURES)}; "
                 f"got {self.architecture!r}"
             )
+        if self.reads not in READS:
+            raise ValueError(f"reads must be one of {nearest_first(str(self.reads), READS)}; got {self.reads!r}")
+        object.__setattr__(self, "labels", tuple(self.labels))  # a file gives a list
+        if self.labels and not (
+            all(isinstance(label, str) for label in self.labels) and len(set(self.labels)) == self.classes
+        ):
+            raise ValueError(f"labels must be {self.classes} different texts, one a class, got {self.labels}")
         if self.kind.positions == "rotary" and self.d_head % 2:
             raise ValueError(
                 f"rotary positions turn pairs of columns, got {self.d_head} columns a head: choose other heads"
@@ -151,7 +164,8 @@ def maps(config: TransformerConfig) -> dict[str, tuple[int, int]]:
     blocks = {f"blocks.{layer}.{name}": s for layer in range(config.layers) for name, s in _in_block(config).items()}
     head = {} if config.tied else {"head": (d, config.vocab)}
     if config.classes:
-        head = {"head.pooler": (d, d), "head.output": (d, config.classes)}
+        pooler = {"head.pooler": (d, d)} if READS[config.reads] else {}
+        head = {**pooler, "head.output": (d, config.classes)}
     return {"tokens": (config.vocab, d), **blocks, **head}
 
 
@@ -169,7 +183,8 @@ def parameter_count(config: TransformerConfig) -> int:
     354823168
 
     In other architectures keys and values have k columns, an MLP may have three matrices, norms only gains, and T
-    types of tokens and a head of C classes their own arrays. With m = 2 or 3 and the biases β of (C2),
+    types of tokens and a head of C classes their own arrays, a pooler of d² among them. With m = 2 or 3, and the biases
+    β of (C2),
 
     $$N = L\,(2d^2 + 2dk + m\,df + \underbrace{2d}_{gains}) + (V\,[\,+\,n\,]\,+ T)\,d + \underbrace{d}_{one\ more\ gain}
         \;[\,+\,Vd\,]\;[\,+\,d^2 + Cd\,] + \beta \tag{C1b}$$
@@ -180,7 +195,7 @@ def parameter_count(config: TransformerConfig) -> int:
     """
     d = config.d_model
     places = config.context if config.kind.positions == "learned" else 0
-    head = d * (d + config.classes) if config.classes else 0 if config.tied else config.vocab * d
+    head = d * (pooler_width(config) + config.classes) if config.classes else 0 if config.tied else config.vocab * d
     tables = (config.vocab + places + config.types) * d
     return config.layers * (_in_matrices(config) + 2 * d) + tables + d + head + bias_count(config)
 
@@ -190,14 +205,20 @@ def bias_count(config: TransformerConfig) -> int:
 
     $$L\,(\underbrace{4d}_{q,k,v,o} + \underbrace{f + d}_{MLP} + \underbrace{2d}_{two\ norms}) + d \tag{C2}$$
 
-    Llama has none. BERT has as many as GPT-2, its one more norm being the first; a head of C classes adds d + C.
+    Llama has none. BERT has as many as GPT-2, its one more norm being the first; a head of C classes adds C, and
+    its pooler d.
 
     Source: Zaken et al. 2021, arXiv:2106.10199. Hu et al., Table 4, prints 14.2M for GPT-3; C2 gives 12.99M.
     """
     outputs = {path.rpartition(".")[2]: d_out for path, (_, d_out) in _in_block(config).items()}
     shift = config.d_model if config.kind.norm == "layer" else 0
-    head = config.d_model + config.classes if config.classes else 0
+    head = pooler_width(config) + config.classes if config.classes else 0
     return config.layers * (sum(outputs[name] for name in config.kind.biases) + 2 * shift) + shift + head
+
+
+def pooler_width(config: TransformerConfig) -> int:
+    """d of a head of classes with a pooler, else 0."""
+    return config.d_model if config.classes and READS[config.reads] else 0
 
 
 def matrix_multiply_adds(config: TransformerConfig) -> int:

@@ -11,7 +11,7 @@ left out.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from .formats.folders import gguf_file
 from .formats.gguf import open_gguf
 from .formats.huggingface import open_model
 from .formats.tensors import Tensor
-from .model import Transformer, initialize, skeleton
+from .model import Transformer, skeleton, with_head
 from .parameters import Arrays, parameters, with_parameters
 
 # Their family → our architecture, and how its MLP must be described for that to be true.
@@ -88,18 +88,11 @@ def load_foreign(
     _check_shapes(found, expected, foreign)
     check_memory(foreign, np.dtype(dtype))
     model = with_parameters(skeleton(foreign.config, dtype), _read(found, foreign, np.dtype(dtype)))
-    return with_classes(model, classes, rng, _pooler(foreign, np.dtype(dtype))) if classes else model
-
-
-def with_classes(
-    model: Transformer, classes: int, rng: np.random.Generator | None, pooler: Mapping[str, Array] | None = None
-) -> Transformer:
-    """The model with a fresh head of classes, drawn by rng; its pooler as given. Raises ValueError without rng."""
+    if not classes:
+        return model
     if rng is None:
         raise ValueError("a fresh head is drawn: pass rng, a numpy.random.Generator")
-    config = replace(model.config, classes=classes, tied=True)
-    small = initialize(replace(config, vocab=1, layers=1, context=1, d_ff=1), rng, model.tokens.W.dtype)
-    return replace(model, config=config, head=with_parameters(small.head, pooler or {}))
+    return with_head(model, classes, rng=rng, pooler=_pooler(foreign, np.dtype(dtype)))
 
 
 def check_memory(foreign: Foreign, dtype: np.dtype[Any]) -> None:

@@ -19,16 +19,16 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from .config import TransformerConfig
+from .config import READS, TransformerConfig
 from .engine.arrays import Array, array_module, blank, is_array, is_box, on_device
-from .engine.devices import check_together, to_device
+from .engine.devices import check_together, device_of, to_device
 from .engine.differentiation import recomputed
 from .modules import (
     BLOCKS,
@@ -69,6 +69,7 @@ __all__ = [
     "recomputing",
     "skeleton",
     "with_dropout",
+    "with_head",
 ]
 
 
@@ -103,7 +104,8 @@ class Transformer:
         Raises TypeError or ValueError for tokens that are not integers in [0, vocab), more of them than the context
         holds, types of a model that has none, or a device other than that of the model.
         """
-        return self.output(self.hidden(tokens, mask, caches, types))
+        h = self.hidden(tokens, mask, caches, types)
+        return self.output(h, mask) if isinstance(self.output, ClassificationHead) else self.output(h)
 
     @property
     def output(self) -> Any:
@@ -144,6 +146,25 @@ class Transformer:
     def caches(self) -> tuple[Cache, ...]:
         """Empty caches, one a block, each for the whole context."""
         return tuple(Cache(self.config.context) for _ in self.blocks)
+
+
+def with_head(
+    model: Transformer,
+    labels: int | tuple[str, ...],
+    reads: str = "first",
+    rng: np.random.Generator | None = None,
+    pooler: Mapping[str, Array] | None = None,
+) -> Transformer:
+    """The model with a fresh head of so many classes, or of these labels, in the place of the one that it has.
+
+    It is drawn by rng, blank without; a pooler is as given, if it is. Of an untied head nothing is left.
+    """
+    classes, names = (labels, ()) if isinstance(labels, int) else (len(labels), labels)
+    config = replace(model.config, classes=classes, labels=names, reads=reads, tied=True)
+    small, place = replace(config, vocab=1, layers=1, context=1, d_ff=1), place_of(model)
+    head = (skeleton(small, place.dtype) if rng is None else initialize(small, rng, place.dtype)).head
+    placed = to_device(with_parameters(head, pooler or {}), device_of(place))
+    return replace(model, config=config, head=placed)
 
 
 def recomputing(block: Block, h: Array, reading: Reading) -> Array:
@@ -219,18 +240,23 @@ def language_model_loss(
 
     batch has tokens and targets (batch, seq) and weights (batch, seq) that sum to 1 over the whole batch; mask (batch,
     seq) is True where a token is real, None when all are; `recompute` keeps only the input of each block for backward.
-    Of a model that classifies, targets and weights are (batch, 1). Raises TypeError when a part of it is not on the
+    Of a model that classifies, targets and weights are (batch, 1). Without mask and types those of the batch, if it has
+    any. Raises TypeError when a part of it is not on the
     device of the model, ValueError for a target outside [0, vocab) or [0, classes).
     """
+    mask = getattr(batch, "mask", None) if mask is None else mask
+    types = getattr(batch, "types", None) if types is None else types
     check_together(model=place_of(model), targets=batch.targets, weights=batch.weights)
     check_ids(batch.targets, model.config.outcomes)
     through = {"through": recomputing} if recompute else {}
     h = model.hidden(batch.tokens, mask, types=types, **through)
-    return head_loss(model.output, h, batch.targets, batch.weights)
+    return head_loss(model.output, h, batch.targets, batch.weights, mask)
 
 
-def head_loss(head: Any, h: Array, targets: Array, weights: Array) -> Any:
+def head_loss(head: Any, h: Array, targets: Array, weights: Array, mask: Array | None = None) -> Any:
     """The cross-entropy of head(h), whose logits are not made whole where the head is one matrix and nothing else."""
+    if isinstance(head, ClassificationHead):
+        return cross_entropy(head(h, mask), targets, weights)
     if isinstance(head, Linear) and head.b is None:
         return head_cross_entropy(h, head.W, targets, weights)
     return cross_entropy(head(h), targets, weights)
@@ -290,6 +316,6 @@ def _head(config: TransformerConfig, drawn: Callable[..., Array], constant: Call
     """None where the token table is the head."""
     d, classes = config.d_model, config.classes
     if classes:
-        pooler = Linear(drawn(1.0, d, d), constant(0.0, d))
-        return ClassificationHead(pooler, Linear(drawn(1.0, classes, d), constant(0.0, classes)))
+        pooler = Linear(drawn(1.0, d, d), constant(0.0, d)) if READS[config.reads] else None
+        return ClassificationHead(pooler, Linear(drawn(1.0, classes, d), constant(0.0, classes)), config.reads)
     return None if config.tied else Linear(drawn(1.0, config.vocab, d))

@@ -237,15 +237,28 @@ class PostBlock(Block):
 
 @dataclass(frozen=True)
 class ClassificationHead:
-    """Reads the first position: a map with tanh, then a row of logits. (batch, seq, d) → (batch, 1, classes)."""
+    """A row of logits from one state a sequence, behind a map with tanh where there is one.
 
-    pooler: Linear
+    (batch, seq, d), and a mask (batch, seq) that is True where a token is real → (batch, 1, classes)
+    """
+
+    pooler: Linear | None
     output: Linear
+    reads: str = "first"
 
-    def __call__(self, h: Array) -> Array:
-        first = array_module(h).zeros(h.shape[:2], dtype=h.dtype)
-        first[:, 0] = 1.0
-        return self.output(tanh(self.pooler(pool(h, first))))
+    def __call__(self, h: Array, mask: Array | None = None) -> Array:
+        state = pool(h, shares(self.reads, h, mask))
+        return self.output(state if self.pooler is None else tanh(self.pooler(state)))
+
+
+def shares(reads: str, h: Array, mask: Array | None) -> Array:
+    """The weights (batch, seq) of the positions in (P1): all on the first or last real one, or 1/n on each of n."""
+    xp = array_module(h)
+    real = xp.ones(h.shape[:2], h.dtype) if mask is None else xp.asarray(mask).astype(h.dtype)
+    if reads == "mean":
+        return real / real.sum(axis=1, keepdims=True)
+    place = 0 if reads == "first" else real.sum(axis=1, keepdims=True) - 1
+    return (xp.arange(h.shape[1]) == place).astype(h.dtype) * xp.ones_like(real)
 
 
 # What the rows of `config.ARCHITECTURES` name.

@@ -13,7 +13,7 @@ What else a model is, is said by what is there and what is not:
     no beta            RMS norm                     mlp.gate.W      SwiGLU in place of GELU
     no positions.W     rotary positions             key.W           of fewer rows than query.W: shared keys and values
     types.W            types of tokens              first_norm      a norm of the embeddings; no norm.gamma, no last one
-    head.pooler.{W,b}  the head, head.output, reads the first position only: (batch, 1, classes)
+    head.output.W      a head of classes, (batch, 1, classes), behind a map with tanh, head.pooler, where there is one
 
 and so are the methods beside LoRA. Next to A and B of a map:
 
@@ -28,7 +28,7 @@ and next to a part of the model:
     adapter.norm.{gamma,beta}                       with a norm before it; in place of W its Kronecker factors
     adapter.{down,up}.{A,S,T}                       A (n, n, n), S (n, ., rank), T (n, rank, .): Compacter
 
-Only two things are not seen in it: `post`, the norms stand after the sums, and `exact`, GELU is the exact one.
+Not seen in it are `post`, the norms stand after the sums, `exact`, GELU is the exact one, and what a head `reads`.
 
 Sources: Vaswani et al. 2017 (attention, norms after the sums), Radford et al. 2019 (pre-norm blocks), Hu et al. 2021
 (LoRA, equation 3), Zhang and Sennrich 2019 (RMS norm), Su et al. 2021 (rotary positions), Shazeer 2020 (SwiGLU),
@@ -218,9 +218,19 @@ def embedded(p, tokens, scaling, types, eps):
     return norm(p, "first_norm", h, eps) if "first_norm.gamma" in p else h
 
 
+def classified(p, h, mask, reads, scaling):
+    """The logits of one state of each sequence: the first or the last of what is real, or their mean."""
+    part = {"first": slice(0, 1), "last": slice(-1, None), "mean": slice(None)}[reads]
+    real = [np.arange(h.shape[1]) if mask is None else np.flatnonzero(mask[row]) for row in range(len(h))]
+    x = np.stack([np.mean(h[row, at[part]], axis=0, keepdims=True) for row, at in enumerate(real)])
+    return linear(
+        p, "head.output", np.tanh(linear(p, "head.pooler", x, scaling)) if "head.pooler.W" in p else x, scaling
+    )
+
+
 def logits(
-    p, tokens, heads, scaling=None, causal=True, mask=None, theta=1e4, eps=1e-5, post=False, exact=False, types=None
-):
+    p, tokens, heads, scaling=None, causal=True, mask=None, theta=1e4, eps=1e-5, post=False, exact=False, types=None,
+    reads="first"):  # fmt: skip
     """tokens (batch, seq) → (batch, seq, vocab); scaling holds s = α/r for each adapted name."""
     batch, seq = tokens.shape
     visible = np.ones((batch, 1, 1, seq), bool) if mask is None else mask[:, None, None, :]
@@ -240,15 +250,11 @@ def logits(
         h = bottleneck(p, name, h)
         layer += 1
     h = norm(p, "norm", h, eps) if "norm.gamma" in p else h
-    if "head.pooler.W" in p:
-        return linear(p, "head.output", np.tanh(linear(p, "head.pooler", h[:, :1], scaling)), scaling)
+    if "head.output.W" in p:
+        return classified(p, h, mask, reads, scaling)
     return linear(p, "head", h, scaling) if "head.W" in p else np.dot(h, token_table(p, scaling).T)
 
 
-def loss(
-    p, tokens, targets, weights, heads, scaling=None, causal=True, mask=None, theta=1e4, eps=1e-5, post=False,
-    exact=False, types=None,
-):  # fmt: skip
-    """The weighted cross-entropy of the next token, in nats."""
-    x = logits(p, tokens, heads, scaling, causal, mask, theta, eps, post, exact, types)
-    return cross_entropy(x, targets, weights)
+def loss(p, tokens, targets, weights, heads, scaling=None, causal=True, **settings):
+    """The weighted cross-entropy of the next token, in nats; the settings are those of `logits`."""
+    return cross_entropy(logits(p, tokens, heads, scaling, causal, **settings), targets, weights)

@@ -1,6 +1,6 @@
 r"""Text to token ids and back: bytes by default.
 
-A tokenizer is anything with the four members of `Tokenizer`. `ByteTokenizer` needs no vocabulary file: one
+A tokenizer is anything with the members of `Tokenizer`. `ByteTokenizer` needs no vocabulary file: one
 token is one byte of the UTF-8 text, so every text can be written, and bits per token are bits per byte.
 """
 
@@ -20,6 +20,9 @@ class Tokenizer(Protocol):
 
     vocab    number of token ids; every id lies in 0..vocab - 1
     end      the id that ends a text, starts a sequence and pads a batch; `encode` never returns it
+
+    classified(first, second, most) are the ids of a text, or of two, as a classifier reads them, and the types of these
+    tokens; of more than `most` the end of the longer text is cut.
     """
 
     @property
@@ -31,6 +34,10 @@ class Tokenizer(Protocol):
     def encode(self, text: str, /) -> NDArray[np.int64]: ...
 
     def decode(self, tokens: ArrayLike, /) -> str: ...
+
+    def classified(
+        self, first: str, second: str = "", most: int | None = None, /
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]: ...
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,16 @@ class ByteTokenizer:
             ) from None
         return np.frombuffer(utf8, dtype=np.uint8).astype(np.int64)
 
+    def classified(
+        self, first: str, second: str = "", most: int | None = None, /
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        r"""END first END, or END first tab second END; every type is 0."""
+        one, two = self.encode(first), self.encode(f"\t{second}" if second else "")
+        if most is not None:
+            one, two = shortened(one, two, most - 2)
+        ids = np.concatenate([[self.end], one, two, [self.end]]).astype(np.int64)
+        return ids, np.zeros_like(ids)
+
     def decode(self, tokens: ArrayLike, /) -> str:
         r"""The text of all `tokens`, END dropped wherever it stands; what is not UTF-8 becomes U+FFFD."""
         ids = np.asarray(tokens)
@@ -70,6 +87,14 @@ class ByteTokenizer:
         if ids.size and not (0 <= ids.min() and ids.max() < self.vocab):
             raise ValueError(f"tokens must lie in 0..{self.vocab - 1}, got {ids.min()}..{ids.max()}")
         return bytes(ids[ids != self.end].astype(np.uint8)).decode("utf-8", errors="replace")
+
+
+def shortened(one: NDArray[np.int64], two: NDArray[np.int64], most: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The beginnings of both, together at most so many; what is cut is cut from the longer, until both are as long."""
+    least = max(min(len(one), len(two), most // 2), 0)
+    left = max(most, 0) - least
+    longer = one if len(one) > len(two) else two
+    return (one[:left], two[:least]) if longer is one else (one[:least], two[:left])
 
 
 def byte_count(tokenizer: Tokenizer, tokens: NDArray[np.int64]) -> int:

@@ -48,6 +48,21 @@ class FileTokenizer:
         ids = np.array(self._encoded(text, special=True), np.int64)
         return ids if len(ids) else np.array([self.end])
 
+    def classified(
+        self, first: str, second: str = "", most: int | None = None, /
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """As the vocabulary lays out one text or two, of which [CLS] and [SEP] are a part; else begun, and an end."""
+        if most is not None:
+            self.library.enable_truncation(max(most, 4))  # room for what stands around two texts
+        try:
+            found = self.library.encode(first, second or None, add_special_tokens=True)
+        finally:
+            self.library.no_truncation()
+        if found.ids and found.ids[-1] == self.end:
+            return np.array(found.ids, np.int64), np.array(found.type_ids, np.int64)
+        ids = np.append(self.begun(f"{first}\t{second}" if second else first)[: most and most - 1], self.end)
+        return ids, np.zeros_like(ids)
+
     def decode(self, tokens: ArrayLike, /) -> str:
         """The text of all `tokens`, its end dropped wherever it stands."""
         ids = np.asarray(tokens)

@@ -17,6 +17,7 @@ from ..config import TransformerConfig
 from ..engine.devices import to_device
 from ..method import Method
 from ..methods.bottleneck import AdapterH, AdapterL, AdapterP, Compacter
+from ..methods.classify import Classify
 from ..methods.lora import LoraConfig
 from ..methods.prefix import LoraPrefixEmbedding, LoraPrefixLayer, PrefixEmbedding, PrefixKeysValues, PrefixLayer
 from ..methods.tuning import BitFit, Full, Top
@@ -79,6 +80,7 @@ def model_cases(seed: int = 0, device: str = "cpu") -> Iterator[Case]:
 
 _LLAMA = TransformerConfig(5, 5, 8, 1, 2, 4, architecture="llama", kv_heads=1, theta=100.0)
 _BERT = TransformerConfig(5, 5, 8, 1, 2, 4, causal=False, architecture="bert", types=2, classes=3)
+_DECODER = TransformerConfig(5, 5, 8, 1, 2, 4)
 _EVERY_MAP = LoraConfig(rank=1, alpha=3.0, targets="attention+mlp")
 
 # Other architectures than GPT-2 as small as they can be: shared keys and a tied table, a head of classes and padding.
@@ -87,6 +89,8 @@ ARCHITECTURE_CASES: dict[str, tuple[TransformerConfig, Method]] = {
     "llama, lora": (_LLAMA, _EVERY_MAP),
     "bert, full": (_BERT, Full()),
     "bert, lora": (_BERT, replace(_EVERY_MAP, bias="all")),
+    "bert, full, of the mean": (replace(_BERT, reads="mean"), Full()),
+    "gpt2, lora and a head of the last": (_DECODER, Classify(_EVERY_MAP, ("a", "b", "c"), "last")),
 }
 
 
@@ -94,7 +98,8 @@ def textbook_settings(config: TransformerConfig) -> dict[str, Any]:
     """What `lora_np.textbook` is told of a model, beside its arrays and its heads."""
     kind = config.kind
     exact = kind.mlp == "gelu, exact"
-    return {"causal": config.causal, "theta": config.theta, "eps": config.eps, "post": kind.post, "exact": exact}
+    about = {"causal": config.causal, "theta": config.theta, "eps": config.eps, "reads": config.reads}
+    return {**about, "post": kind.post, "exact": exact}
 
 
 def small_model(rng: np.random.Generator, causal: bool = True, d_head: int = 2) -> Transformer:
@@ -124,7 +129,9 @@ def model_case(name: str, base: Transformer, method: Method, rng: np.random.Gene
     weights = rng.random(predicted) * (rng.random(predicted) < 0.7)
     weights[0, -1] = 1.0
     weights /= weights.sum()
-    mask = None if config.causal else np.arange(shape[1]) < np.array([[shape[1]], [shape[1] - 2]])
+    mask = (
+        None if config.causal and not config.classes else np.arange(shape[1]) < np.array([[shape[1]], [shape[1] - 2]])
+    )
     types = rng.integers(0, config.types, shape) if config.types else None
     frozen = {plain(path): array for path, array in parameters(model).items()}
     scaling = {plain(path): node.scaling for path, node in wrappers(model).items() if hasattr(node, "scaling")}

@@ -23,20 +23,31 @@ from .options import (
     Workers,
     app,
     chosen_method,
+    columns_of,
     fraction,
     rates_of,
     say,
     seed_of,
-    two_columns,
     two_names,
 )
 
 
 @app.command()
 def adapt(
-    file: Annotated[Path, typer.Argument(help="Text, TSV, CSV, JSONL, or lines MEANING||REFERENCE.")],
+    file: Annotated[Path, typer.Argument(help="Text, TSV, CSV, JSONL, lines MEANING||REFERENCE, or as published.")],
     out: Out,
-    format: Annotated[str | None, typer.Option(help="text, tsv, csv, jsonl or e2e; guessed when left out.")] = None,
+    format: Annotated[
+        str | None,
+        typer.Option(
+            help="text, tsv, csv, jsonl, e2e, sst2, cola, rte, webnlg, dart or wikisql; guessed when left out."
+        ),
+    ] = None,
+    task: Annotated[str, typer.Option(help="text learns references; classify learns labels, behind a head.")] = "text",
+    reads: Annotated[
+        str | None,
+        typer.Option(help="classify: what the head reads, first, mean or last; fits the base when left out."),
+    ] = None,
+    validation: Annotated[Path | None, typer.Option(help="A file to score on, in the place of --held-out.")] = None,
     base: Base = None,
     method: MethodName = "lora",
     settings: Settings = None,
@@ -52,10 +63,11 @@ def adapt(
     rates: Annotated[str | None, typer.Option(help="Factors of the learning rate, as PATTERN:FACTOR,…")] = None,
     held_out: Annotated[float, typer.Option(help="Part of the examples to score on.")] = 0.1,
     columns: Annotated[
-        str | None, typer.Option(help="TSV, CSV: prompt and reference, as names or numbers a,b.")
+        str | None, typer.Option(help="TSV, CSV: prompt and reference, as names or numbers a,b; or two texts: a,b,c.")
     ] = None,
     fields: Annotated[str, typer.Option(help="JSONL: the fields of prompt and reference.")] = "prompt,reference",
     truncate: Annotated[bool, typer.Option("--truncate", help="Cut examples that exceed the context.")] = False,
+    longest: Annotated[int | None, typer.Option(help="The most tokens of an example; the context if left out.")] = None,
     checkpoint_blocks: Annotated[
         bool, typer.Option("--checkpoint-blocks", help="Less memory, more time: compute each block again backward.")
     ] = False,
@@ -73,6 +85,7 @@ def adapt(
     """Adapt a model to a file with LoRA, and score it on held-out examples.
 
     Example: lora-np adapt pairs.tsv --out my-adapter --rank 4 --targets qv
+    Example: lora-np adapt train.tsv --out my-adapter --task classify --validation dev.tsv
     """
     from ..adaptation import ADAPTER, DataConfig, adapt_to_file
     from ..disk.folders import check_free
@@ -83,11 +96,11 @@ def adapt(
 
     check_free(out, ADAPTER, overwrite=overwrite, resume=resume, inputs=(file, base or BASE))
     prompt, reference = two_names("--fields", fields)
-    data = DataConfig(
-        format, two_columns(columns), prompt, reference, truncate, fraction("--held-out", held_out), batch_size, seed
-    )
+    part = fraction("--held-out", held_out)
+    about = (truncate, part, batch_size, seed, longest, validation)
+    data = DataConfig(format, columns_of(columns), prompt, reference, *about)
     of_lora = {"rank": rank, "alpha": alpha, "targets": targets, "dropout": dropout, "bias": bias}
-    chosen = chosen_method(method, settings, {**of_lora, "tied_head": tied_head})
+    chosen = chosen_method(method, settings, {**of_lora, "tied_head": tied_head}, beside_head=task == "classify")
     training = TrainingConfig(
         steps=steps,
         learning_rate=learning_rate,
@@ -105,6 +118,8 @@ def adapt(
         training,
         data,
         tokenizer=tokenizer_of(base, model.config),
+        task=task,
+        reads=reads,
         resume=resume,
         overwrite=overwrite,
         device=device,
@@ -114,10 +129,10 @@ def adapt(
         watch=lambda records, total, done: watch(records, "step", total, done, describe),
         say=say,
     )
-    say(
-        f"{result.before - result.after:+.4f} bits per byte gained by {result.trained:,} parameters, "
-        f"{result.file_bytes:,} bytes in {out}"
-    )
+    gained = f"{result.before - result.after:+.4f} bits per byte"
+    if result.judged is not None:
+        gained = f"{result.after - result.before:+.4f} of accuracy"
+    say(f"{gained} gained by {result.trained:,} parameters, {result.file_bytes:,} bytes in {out}")
     return 0
 
 
@@ -132,11 +147,12 @@ def generate(
     seed: Seed = 0,
     device: Device = "cpu",
 ) -> int:
-    """Generate text from a model, with or without an adapter.
+    """Generate text from a model, with or without an adapter; of one that classifies, the label of the prompt.
 
     Example: lora-np generate --prompt 'The os module' --raw --tokens 60
     """
     from ..engine.devices import to_device
+    from ..evaluation import classified
     from ..files import load_adapter, load_model
     from ..generation import generate as generated
     from ..tasks import prompt_tokens
@@ -146,10 +162,14 @@ def generate(
         raise ValueError(f"--tokens must be at least 1, got {tokens}")
     model = load_model(base)
     tokenizer = tokenizer_of(base, model.config)
-    given = begun(tokenizer, prompt) if raw else prompt_tokens(prompt, tokenizer)
+    method = None
     if adapter is not None:
         model, method = load_adapter(adapter, model)
-        given = method.given(given, model.config)
+    if model.config.classes:
+        say(classified(to_device(model, device), prompt, tokenizer))
+        return 0
+    given = begun(tokenizer, prompt) if raw else prompt_tokens(prompt, tokenizer)
+    given = method.given(given, model.config) if method else given
     rng = np.random.default_rng(seed_of(seed))
     found = generated(to_device(model, device), given, tokens, temperature=temperature, rng=rng, end=tokenizer.end)
     say(tokenizer.decode(np.array(list(found), dtype=np.int64)))

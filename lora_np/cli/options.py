@@ -91,17 +91,19 @@ def named_targets(targets: str) -> str | tuple[str, ...]:
     return parts[0] if len(parts) == 1 else parts
 
 
-def chosen_method(name: str, pairs: list[str] | None, named: Mapping[str, Any]) -> Any:
+def chosen_method(name: str, pairs: list[str] | None, named: Mapping[str, Any], *, beside_head: bool = False) -> Any:
     """The method of --method with the settings of --set key=value and those that have an option of their own.
 
+    `beside_head` it may also be "head": nothing but the head.
     A value is read as the field of that name wants it. Raises ValueError for an unknown method, setting or value.
     """
-    from ..methods import METHODS, method_named
+    from ..methods import BESIDE_HEAD, METHODS, method_named
     from ..names import nearest_first
 
-    if name not in METHODS:
-        raise ValueError(f"--method must be one of {nearest_first(name, METHODS)}; got {name!r}")
-    kinds = get_type_hints(METHODS[name])
+    known = BESIDE_HEAD if beside_head else METHODS
+    if name not in known:
+        raise ValueError(f"--method must be one of {nearest_first(name, known)}; got {name!r}")
+    kinds = get_type_hints(known[name])
     settings = {key: value for key, value in named.items() if value is not None}
     if isinstance(settings.get("targets"), str):
         settings["targets"] = named_targets(settings["targets"])
@@ -110,7 +112,7 @@ def chosen_method(name: str, pairs: list[str] | None, named: Mapping[str, Any]) 
         if not equals:
             raise ValueError(f"--set takes key=value, got {pair!r}")
         settings[key.strip()] = _read(text.strip(), kinds.get(key.strip(), str), key.strip())
-    return method_named(name, settings)
+    return method_named(name, settings, known)
 
 
 def _read(text: str, kind: Any, key: str) -> Any:
@@ -154,11 +156,14 @@ def two_names(option: str, text: str) -> tuple[str, str]:
     return parts[0], parts[1]
 
 
-def two_columns(text: str | None) -> Any:
+def columns_of(text: str | None) -> Any:
+    """Two columns, or three where two texts stand before a label."""
     if text is None:
         return None
-    pair = two_names("--columns", text)
-    return tuple(int(part) for part in pair) if all(part.isdecimal() for part in pair) else pair
+    parts = tuple(part.strip() for part in text.split(","))
+    if not (2 <= len(parts) <= 3 and all(parts)):
+        raise ValueError(f"--columns takes two names with a comma between, or three, got {text!r}")
+    return tuple(int(part) for part in parts) if all(part.isdecimal() for part in parts) else parts
 
 
 def fraction(option: str, value: float) -> float:

@@ -15,6 +15,7 @@ from ..method import Method
 from ..names import nearest_first
 from ..wrappers import wrappers
 from .bottleneck import AdapterH, AdapterL, AdapterP, Compacter
+from .classify import Classify, HeadOnly
 from .lora import LoraConfig
 from .prefix import LoraPrefixEmbedding, LoraPrefixLayer, PrefixEmbedding, PrefixKeysValues, PrefixLayer
 from .tuning import BitFit, Full, Top
@@ -56,25 +57,32 @@ def adapt(model: Any, method: Method, rng: np.random.Generator | None) -> Any:
     return method.apply(model, rng)
 
 
+# Beside a head of classes there may be nothing.
+BESIDE_HEAD: dict[str, type[Method]] = {**METHODS, "head": HeadOnly}
+
+
 def name_of(method: Method) -> str:
-    """What `METHODS` calls it."""
-    return next(name for name, kind in METHODS.items() if kind is type(method))
+    """What `METHODS` calls it, or what stands beside its head of classes."""
+    beside = method.method if isinstance(method, Classify) else method
+    return next(name for name, kind in BESIDE_HEAD.items() if kind is type(beside))
 
 
-def method_named(name: str, settings: Mapping[str, Any]) -> Method:
+def method_named(name: str, settings: Mapping[str, Any], methods: Mapping[str, type[Method]] = METHODS) -> Method:
     """The method with these settings; raises ValueError, with the nearest names, for an unknown one of either."""
-    if name not in METHODS:
-        raise ValueError(f"method must be one of {nearest_first(name, METHODS)}; got {name!r}")
-    known = [field.name for field in fields(METHODS[name])]  # type: ignore[arg-type]
+    if name not in methods:
+        raise ValueError(f"method must be one of {nearest_first(name, methods)}; got {name!r}")
+    known = [field.name for field in fields(methods[name])]  # type: ignore[arg-type]
     for setting in settings:
         if setting not in known:
             able = f"one of {nearest_first(setting, known)}" if known else "left out: it has none"
             raise ValueError(f"a setting of {name} must be {able}; got {setting!r}")
-    return METHODS[name](**settings)
+    return methods[name](**settings)
 
 
 def described(method: Method) -> dict[str, Any]:
     """A method as JSON can hold it; `method_from` reads it back."""
+    if isinstance(method, Classify):
+        return {**described(method.method), "classes": {"labels": list(method.labels), "reads": method.reads}}
     settings: dict[str, Any] = asdict(method)  # type: ignore[call-overload]
     plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in settings.items()}
     return {"method": name_of(method), "settings": plain}
@@ -85,4 +93,11 @@ def method_from(about: Mapping[str, Any]) -> Method:
     name, settings = about.get("method"), about.get("settings")
     if not (isinstance(name, str) and isinstance(settings, dict)):
         raise ValueError("'method' must be a name and 'settings' an object")
-    return method_named(name, {key: tuple(v) if isinstance(v, list) else v for key, v in settings.items()})
+    plain = {key: tuple(v) if isinstance(v, list) else v for key, v in settings.items()}
+    if "classes" not in about:
+        return method_named(name, plain)
+    head = about["classes"]
+    labels = head.get("labels") if isinstance(head, dict) and set(head) == {"labels", "reads"} else None
+    if not (isinstance(labels, list) and all(isinstance(label, str) for label in labels)):
+        raise ValueError("'classes' must hold 'labels', a list of texts, and 'reads'")
+    return Classify(method_named(name, plain, BESIDE_HEAD), tuple(labels), head["reads"])

@@ -14,12 +14,13 @@ from __future__ import annotations
 from collections import abc
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..tokenizers import Tokenizer
-from .readers import Example
+from .sources import Example
 
 # Sequences are sorted by length within this many batches: enough that the rows of a batch have nearly one
 # length, few enough that batches still differ between epochs.
@@ -66,6 +67,10 @@ class Batch:
     tokens     (batch, seq)    what the model reads
     targets    (batch, seq)    what it should predict
     weights    (batch, seq)    float32; zero at prompts and padding
+    mask       (batch, seq)    True where a token is real; None: all are, or nothing comes of the others
+    types      (batch, seq)    of tokens; None: all are 0
+
+    Of texts with labels, targets and weights are (batch, 1): see `lora_np.tasks.labelled`.
 
     The weights are normalized once, over the whole batch, so the losses (and gradients) of row shards add up
     to the batch's own, however unequal the shards are.
@@ -74,6 +79,8 @@ class Batch:
     tokens: NDArray[np.int64]
     targets: NDArray[np.int64]
     weights: NDArray[np.floating]
+    mask: NDArray[np.bool_] | None = None
+    types: NDArray[np.int64] | None = None
 
     @property
     def tokens_trained(self) -> int:
@@ -86,7 +93,8 @@ class Batch:
             raise ValueError(f"a batch is cut into at least 1 shard, got n = {n}")
         parts = np.array_split(np.arange(len(self.tokens)), min(n, len(self.tokens)))
         rows = [slice(part[0], part[-1] + 1) for part in parts]
-        return [Batch(self.tokens[r], self.targets[r], self.weights[r]) for r in rows]
+        fields = (self.tokens, self.targets, self.weights, self.mask, self.types)
+        return [Batch(*(None if part is None else part[r] for part in fields)) for r in rows]  # type: ignore[arg-type]
 
 
 def prompt_tokens(prompt: str, tokenizer: Tokenizer) -> NDArray[np.int64]:
@@ -169,16 +177,17 @@ def split(examples: abc.Sequence[Example], held_out: float = 0.1, seed: int = 0)
 
 @dataclass(frozen=True, eq=False)
 class Batches:
-    r"""Endless shuffled batches, addressed by step: `batches[step]`.
+    r"""Endless shuffled batches, addressed by step: `batches[step]`; `collated` makes one of its sequences.
 
     A batch is a function of (seed, step) alone, so resuming needs nothing but the step. Every epoch is a new
     shuffle and holds every sequence once; one batch may be smaller. Rows of a batch have similar lengths.
     """
 
-    sequences: abc.Sequence[Sequence]
+    sequences: abc.Sequence[Any]
     batch_size: int
     seed: int
     end: int
+    collated: abc.Callable[[abc.Sequence[Any], int], Batch] = collate
     # The plan of the epoch asked for last. It only saves time: a plan is always recomputed to the same value.
     _plans: dict[int, list[NDArray[np.int64]]] = field(default_factory=dict, init=False, repr=False)
 
@@ -198,7 +207,7 @@ class Batches:
         if step < 0:
             raise IndexError(f"step must not be negative, got {step}")
         number, index = divmod(step, self.steps_per_epoch)
-        return collate([self.sequences[i] for i in self._plan(number)[index]], self.end)
+        return self.collated([self.sequences[i] for i in self._plan(number)[index]], self.end)
 
     def _plan(self, number: int) -> list[NDArray[np.int64]]:
         plan = self._plans.get(number)
@@ -221,10 +230,15 @@ def _bucketed(lengths: NDArray[np.int64], batch_size: int, rng: np.random.Genera
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
-def epoch(sequences: abc.Sequence[Sequence], batch_size: int, end: int) -> Iterator[Batch]:
+def epoch(
+    sequences: abc.Sequence[Any],
+    batch_size: int,
+    end: int,
+    collated: abc.Callable[[abc.Sequence[Any], int], Batch] = collate,
+) -> Iterator[Batch]:
     r"""Every sequence once, in order of length, without chance: for evaluation."""
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     by_length = sorted(sequences, key=lambda sequence: sequence.length)
     for start in range(0, len(by_length), batch_size):
-        yield collate(by_length[start : start + batch_size], end)
+        yield collated(by_length[start : start + batch_size], end)

@@ -1,0 +1,85 @@
+r"""Text → label, three times: GLUE in miniature (Wang et al. 2019, arXiv:1804.07461).
+
+    sentiment      the film is not dull → positive                     SST-2: `not` turns a word, `but` a text
+    acceptability  the dogs near the tree is here → unacceptable       CoLA: number must agree, across what is between
+    entailment     all dogs are here, some of them are → entailment    RTE: by the quantifiers of two sentences
+
+The text decides the label, so the best predictor pays nothing and is always right; each label is as likely as another,
+so that guessing is right half the time. Of two sentences, a tab stands between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from .metrics import label_accuracy, label_matthews
+from .problems import Problem, Task
+
+# fmt: off
+GOOD = ("superb", "funny", "clever", "moving", "fresh", "charming", "rich", "witty", "tender", "bright", "bold", "warm")
+BAD = ("dull", "stale", "clumsy", "boring", "flat", "silly", "cold", "messy", "lazy", "noisy", "weak", "grim")
+PARTS = ("film", "plot", "cast", "music", "ending", "story", "acting", "script")
+
+NOUNS = ("dog", "cat", "bird", "girl", "boy", "king", "nurse", "singer")
+STATES = ("hungry", "asleep", "happy", "alone", "late", "quiet", "here", "tired")
+AFTER = ("in the park", "all day", "at night", "every morning", "by the river", "without pause")
+BETWEEN = ("tree", "tower", "bridge", "garden")
+
+TOWNS = ("Bergen", "Lyon", "Turin", "Riga", "Quito", "Perth")
+# Which quantifiers follow from which, of what there is at least one of.
+FOLLOWS = {"all": ("all", "most", "some"), "most": ("most", "some"), "some": ("some",),
+           "no": ("no", "not all"), "not all": ("not all",)}
+# fmt: on
+
+SENTIMENTS = ("negative", "positive")
+JUDGEMENTS = ("unacceptable", "acceptable")
+RELATIONS = ("not_entailment", "entailment")
+
+
+def draw_sentiment(rng: np.random.Generator) -> Problem:
+    label = int(rng.integers(2))
+    if rng.random() < 0.5:
+        return _labelled(_clause(rng, label), SENTIMENTS[label])
+    return _labelled(f"{_clause(rng, 1 - label)} but {_clause(rng, label)}", SENTIMENTS[label])
+
+
+def _clause(rng: np.random.Generator, good: int) -> str:
+    """`the plot is witty`, or `the plot is not dull`."""
+    turned = int(rng.random() < 0.3)
+    word = _one(rng, GOOD if good ^ turned else BAD)
+    return f"the {_one(rng, PARTS)} is {'not ' * turned}{word}"
+
+
+def draw_acceptability(rng: np.random.Generator) -> Problem:
+    right, many = int(rng.integers(2)), int(rng.integers(2))
+    noun, verb = _one(rng, NOUNS) + "s" * many, ("is", "are")[many if right else 1 - many]
+    between = f" near the {_one(rng, BETWEEN)}{'s' * int(rng.integers(2))}" if rng.random() < 0.4 else ""
+    return _labelled(f"the {noun}{between} {verb} {_one(rng, STATES)} {_one(rng, AFTER)}", JUDGEMENTS[right])
+
+
+def draw_entailment(rng: np.random.Generator) -> Problem:
+    label, state = int(rng.integers(2)), _one(rng, STATES)
+    pairs = [(p, h) for p, follow in FOLLOWS.items() for h in FOLLOWS if (h in follow) == bool(label)]
+    given, said = pairs[int(rng.integers(len(pairs)))]
+    premise = f"{given} {_one(rng, NOUNS)}s in {_one(rng, TOWNS)} are {state} {_one(rng, AFTER)}"
+    return _labelled(f"{premise}\t{'none' if said == 'no' else said} of them are {state}", RELATIONS[label])
+
+
+def _labelled(text: str, label: str) -> Problem:
+    return Problem(text, label, (label,), 0.0)
+
+
+def _one(rng: np.random.Generator, choices: Sequence[str]) -> str:
+    return choices[int(rng.integers(len(choices)))]
+
+
+METRICS = {"accuracy": label_accuracy, "Matthews": label_matthews}
+SENTIMENT = Task("sentiment", "a remark → its sentiment (SST-2 in miniature)", draw_sentiment, METRICS, SENTIMENTS)
+ACCEPTABILITY = Task(
+    "acceptability", "a sentence → is it grammatical? (CoLA in miniature)", draw_acceptability, METRICS, JUDGEMENTS
+)
+ENTAILMENT = Task(
+    "entailment", "two sentences → does one follow? (RTE in miniature)", draw_entailment, METRICS, RELATIONS
+)
