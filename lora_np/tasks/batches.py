@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..tokenizers import Tokenizer
-from .readers import Example
+from .sources import Example
 
 # Sequences are sorted by length within this many batches: enough that the rows of a batch have nearly one
 # length, few enough that batches still differ between epochs.

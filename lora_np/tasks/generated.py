@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .readers import Example
+from .sources import Example
 
 # fmt: off
 OBJECTS = [  # each starts with a consonant, so that "a" is always right
@@ -81,16 +81,21 @@ def _facts(prompt: str) -> dict[str, str]:
     return facts
 
 
+def ways(prompt: str) -> tuple[str, ...]:
+    """The sentences that this prompt may get."""
+    facts = _facts(prompt)
+    return tuple(template.format(**facts) for template in TEMPLATES)
+
+
 def entropy_bits(example: Example) -> float:
     r"""−log2 p(reference | prompt), exactly; (T2) whenever the sentences differ, as here they always do.
 
     A reference that the task cannot produce has probability zero and raises ValueError.
     """
-    facts = _facts(example.prompt)
-    ways = sum(template.format(**facts) == example.reference for template in TEMPLATES)
-    if ways == 0:
+    texts = ways(example.prompt)
+    if example.reference not in texts:
         raise ValueError(f"no sentence of this task for this prompt reads {example.reference!r}")
-    return math.log2(len(TEMPLATES) / ways)
+    return math.log2(len(texts) / texts.count(example.reference))
 
 
 def bits_per_byte_floor(examples: Sequence[Example]) -> float:

@@ -1,4 +1,4 @@
-r"""Read real files: plain text, two-column TSV and CSV, JSONL, and the E2E data-to-text lines.
+r"""Read real files: plain text, two-column TSV and CSV, JSONL, the E2E data-to-text lines, and what `PUBLISHED` knows.
 
 Every reader yields `(line, prompt, reference)`, so every complaint names a line of the file. Nothing is
 repaired and nothing is skipped but blank lines: a file is read whole or refused with one sentence.
@@ -8,43 +8,20 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import chain, pairwise
 from pathlib import Path
 
 from ..disk.reading import Contents, read_once
+from .published import PUBLISHED, json_lines
+from .sources import PAIR, Pairs, Source
+from .sources import Example as Example
 
-FORMATS = ("text", "tsv", "csv", "jsonl", "e2e")
-_SUFFIXES = {".txt": "text", ".md": "text", ".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl"}
+FORMATS = ("text", "tsv", "csv", "jsonl", "e2e", *PUBLISHED)
+_SUFFIXES = {".txt": "text", ".md": "text", ".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".json": "webnlg"}
 _LONGEST_CHARACTER = 4  # bytes of the longest character in UTF-8
 
-Columns = tuple[int, int] | tuple[str, str]
-Pairs = Iterator[tuple[int, str, str]]  # line number from 1, prompt, reference
-
-
-@dataclass(frozen=True)
-class Example:
-    r"""A prompt and the text that should follow it; plain text has the prompt ""."""
-
-    prompt: str
-    reference: str
-
-
-@dataclass(frozen=True)
-class _Source:
-    path: Path
-    text: str
-
-    def error(self, line: int, message: str) -> ValueError:
-        return ValueError(f"{self.path}, line {line}: {message}")
-
-    def lines(self) -> Iterator[tuple[int, str]]:
-        # Only "\n" ends a line: str.splitlines would also cut at form feeds and U+2028, which stand in texts.
-        for number, line in enumerate(self.text.split("\n"), 1):
-            if line.strip():
-                yield number, line.removesuffix("\r")
+Columns = tuple[int, ...] | tuple[str, ...]
 
 
 def read_examples(
@@ -59,18 +36,21 @@ def read_examples(
     r"""All examples of a file, in its order.
 
     path       a regular file, or a pipe that is read to its end; or what `reading.read_once` gave
-    format     "text", "tsv", "csv", "jsonl", "e2e"; None guesses from the suffix, and reads a .txt file as
-               "e2e" when its first line has exactly one `||`
+    format     one of FORMATS; None guesses from the suffix, and reads a .txt file as "e2e" when its first line
+               has exactly one `||`, and a file whose first line is that of a published data set as that
     *_field    jsonl: the two fields to read
-    columns    tsv, csv: which two columns are prompt and reference, by number from 0, or by name when the
-               first line is a header; None asks for exactly two columns and no header
+    columns    tsv, csv: which columns are prompt and reference, by number from 0, or by name when the first line
+               is a header; of three, the first two are the two texts of the prompt. None asks for exactly two
+               columns and no header
     window     text: the most UTF-8 bytes in one example; None makes the whole file one example. A text of w
                bytes needs a context of w + 1.
 
     Raises FileNotFoundError, IsADirectoryError, or ValueError that names the line.
     """
-    source = _source(path if isinstance(path, Contents) else read_once(Path(path)))
-    format = _guess(source) if format is None else format
+    source = Source.of(path if isinstance(path, Contents) else read_once(Path(path)))
+    if format is None:
+        as_it_is = columns is None and (prompt_field, reference_field) == ("prompt", "reference")
+        format = _guess(source, published=as_it_is)
     match format:
         case "text":
             return _windows(source, window)
@@ -82,6 +62,9 @@ def read_examples(
             pairs = _jsonl(source, prompt_field, reference_field)
         case "e2e":
             pairs = _e2e(source)
+        case _ if format in PUBLISHED:
+            known = PUBLISHED[format]
+            pairs = known.read(source) if known.read else _from_rows(source, _tsv_rows(source), known.columns)
         case _:
             raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
     examples = [_example(source, *pair) for pair in pairs]
@@ -90,41 +73,20 @@ def read_examples(
     return examples
 
 
-def _source(contents: Contents) -> _Source:
-    path, data = contents.path, contents.data
-    if not data:
-        raise ValueError(f"{path}: the file is empty")
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path}, line {_line_of(data, error.start)}: the file must be UTF-8 text, got byte "
-            f"0x{data[error.start]:02x} at offset {error.start}: save it as UTF-8"
-        ) from None
-    if b"\0" in data:
-        offset = data.index(b"\0")
-        raise ValueError(
-            f"{path}, line {_line_of(data, offset)}: text must not contain NUL, found one at offset {offset}"
-        )
-    return _Source(path, text.removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}"))  # a byte order mark is not text
-
-
-def _line_of(data: bytes, offset: int) -> int:
-    return data.count(b"\n", 0, offset) + 1
-
-
-def _guess(source: _Source) -> str:
-    suffix = source.path.suffix.lower()
+def _guess(source: Source, *, published: bool) -> str:
+    suffix, first = source.path.suffix.lower(), source.first()
     if suffix not in _SUFFIXES:
         raise ValueError(
             f"{source.path}: cannot tell the format from the suffix {suffix!r} "
             f"(known: {', '.join(_SUFFIXES)}): pass format, one of {', '.join(FORMATS)}"
         )
-    _, first = next(source.lines(), (0, ""))
-    return "e2e" if suffix == ".txt" and first.count("||") == 1 else _SUFFIXES[suffix]
+    if suffix == ".txt" and first.count("||") == 1:
+        return "e2e"
+    known = [name for name, row in PUBLISHED.items() if published and row.suffix == suffix and row.known(first)]
+    return known[0] if known else _SUFFIXES[suffix]
 
 
-def _example(source: _Source, line: int, prompt: str, reference: str) -> Example:
+def _example(source: Source, line: int, prompt: str, reference: str) -> Example:
     for side, text in (("prompt", prompt), ("reference", reference)):
         if not text.strip():
             raise source.error(line, f"the {side} must not be blank")
@@ -133,7 +95,7 @@ def _example(source: _Source, line: int, prompt: str, reference: str) -> Example
     return Example(prompt, reference)
 
 
-def _e2e(source: _Source) -> Pairs:
+def _e2e(source: Source) -> Pairs:
     for number, line in source.lines():
         sides = line.split("||")
         if len(sides) != 2:
@@ -142,11 +104,11 @@ def _e2e(source: _Source) -> Pairs:
         yield number, sides[0].strip(), sides[1].strip()
 
 
-def _tsv_rows(source: _Source) -> Iterator[tuple[int, list[str]]]:
+def _tsv_rows(source: Source) -> Iterator[tuple[int, list[str]]]:
     return ((number, line.split("\t")) for number, line in source.lines())
 
 
-def _csv_rows(source: _Source) -> Iterator[tuple[int, list[str]]]:
+def _csv_rows(source: Source) -> Iterator[tuple[int, list[str]]]:
     reader = csv.reader(io.StringIO(source.text, newline=""), strict=True)
     first_line = 1  # a quoted cell may span lines: a row is named by the line it starts on
     try:
@@ -158,44 +120,38 @@ def _csv_rows(source: _Source) -> Iterator[tuple[int, list[str]]]:
         raise source.error(first_line, f"not valid CSV: {error}") from None
 
 
-def _from_rows(source: _Source, rows: Iterator[tuple[int, list[str]]], columns: Columns | None) -> Pairs:
+def _from_rows(source: Source, rows: Iterator[tuple[int, list[str]]], columns: Columns | None) -> Pairs:
     first = next(rows, None)
     if first is None:
         return
     line, cells = first
     width = 2 if columns is None else len(cells)
-    prompt, reference = _indices(source, line, cells, columns)
+    *prompt, reference = _indices(source, line, cells, columns)
     header = columns is not None and isinstance(columns[0], str)
     for number, row in rows if header else chain([first], rows):
         if len(row) != width:
             remedy = ": name two of them in `columns`" if columns is None and len(row) > 2 else ""
             raise source.error(number, f"expected {width} columns, found {len(row)}{remedy}")
-        yield number, row[prompt], row[reference]
+        if not all(row[i].strip() for i in prompt):
+            raise source.error(number, "the prompt must not be blank")
+        yield number, PAIR.join(row[i] for i in prompt), row[reference]
 
 
-def _indices(source: _Source, line: int, cells: list[str], columns: Columns | None) -> tuple[int, int]:
-    prompt, reference = (0, 1) if columns is None else columns
-    if isinstance(prompt, str) or isinstance(reference, str):
-        missing = [name for name in (prompt, reference) if name not in cells]
-        if missing:
-            raise source.error(line, f"the header must name {missing[0]!r}, got {', '.join(cells)}")
-        prompt, reference = cells.index(str(prompt)), cells.index(str(reference))
-    if prompt == reference or min(prompt, reference) < 0:
-        raise ValueError(f"columns must be two different columns, counted from 0, got {columns}")
-    if columns is not None and max(prompt, reference) >= len(cells):
-        raise source.error(line, f"columns {columns} need {max(prompt, reference) + 1} columns, found {len(cells)}")
-    return prompt, reference
+def _indices(source: Source, line: int, cells: list[str], columns: Columns | None) -> list[int]:
+    found: list[int] = []
+    for column in (0, 1) if columns is None else columns:
+        if isinstance(column, str) and column not in cells:
+            raise source.error(line, f"the header must name {column!r}, got {', '.join(cells)}")
+        found.append(cells.index(column) if isinstance(column, str) else column)
+    if len(set(found)) != len(found) or min(found) < 0 or not 2 <= len(found) <= 3:
+        raise ValueError(f"columns must be two different columns, or three, counted from 0, got {columns}")
+    if columns is not None and max(found) >= len(cells):
+        raise source.error(line, f"columns {columns} need {max(found) + 1} columns, found {len(cells)}")
+    return found
 
 
-def _jsonl(source: _Source, prompt_field: str, reference_field: str) -> Pairs:
-    for number, line in source.lines():
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            place = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
-            raise source.error(number, f"expected one JSON object, got text that is not JSON: {place}") from None
-        if not isinstance(record, dict):
-            raise source.error(number, f"expected one JSON object, got {type(record).__name__}")
+def _jsonl(source: Source, prompt_field: str, reference_field: str) -> Pairs:
+    for number, record in json_lines(source):
         for name in (prompt_field, reference_field):
             if not isinstance(record.get(name), str):
                 got = type(record[name]).__name__ if name in record else "no such field"
@@ -204,7 +160,7 @@ def _jsonl(source: _Source, prompt_field: str, reference_field: str) -> Pairs:
         yield number, record[prompt_field], record[reference_field]
 
 
-def _windows(source: _Source, window: int | None) -> list[Example]:
+def _windows(source: Source, window: int | None) -> list[Example]:
     if window is not None and window < _LONGEST_CHARACTER:
         raise ValueError(f"window must be at least {_LONGEST_CHARACTER} bytes, one character, got {window}")
     if not source.text.strip():
