@@ -8,10 +8,11 @@ sequence say, the threads that it leaves idle work inside its operations: `each`
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from contextvars import copy_context
 from typing import Any, TypeVar
@@ -19,20 +20,22 @@ from typing import Any, TypeVar
 from .memory import keep_freed_memory
 
 Item = TypeVar("Item")
-Result = TypeVar("Result")
-Map = Callable[[Callable[[Item], Result], Sequence[Item]], list[Result]]
+Map = Callable[..., list[Any]]
+Then = Callable[[int, Any], None]
 
 VARIABLE = "LORA_NP_THREADS"
 MOST = 256
 
-_here = threading.local()  # .pool: threads that this one may use inside an operation
+_here = threading.local()  # .pool: threads that this one may use inside an operation; .works: it is one of a map
 
 
 def worker_count(workers: int | None = None) -> int:
-    """How many threads to use: the argument, else the variable LORA_NP_THREADS, else the cores of this process.
+    """How many workers to use: the argument, else the variable LORA_NP_THREADS, else the cores of this process.
 
-    Raises ValueError for a number outside 1..256.
+    What itself works for a map has one, when nothing is said: itself. Raises ValueError for a number outside 1..256.
     """
+    if workers is None and getattr(_here, "works", False):
+        return 1
     chosen: Any = workers if workers is not None else os.environ.get(VARIABLE) or _cores()
     try:
         number = int(chosen)
@@ -44,28 +47,75 @@ def worker_count(workers: int | None = None) -> int:
     return number
 
 
-@contextmanager
-def thread_map(workers: int | None = None) -> Iterator[Map[Any, Any]]:
-    """A `map(function, items) -> list` over threads, results in the order of the items.
+def ignored(index: int, result: Any) -> None:
+    """What is done with a result that is only collected."""
 
-    Inside, the matrix library uses one thread, whatever the number of workers: so the numbers do not depend on it.
-    Memory that is freed is kept for reuse from the first call on: see `lora_np.engine.memory`.
-    """
+
+def at_work() -> None:
+    """Say that this thread works for a map: a map that it makes itself is done by it alone."""
+    _here.works = True
+
+
+@functools.cache
+def threads_start() -> bool:
+    """Can a thread be started here? Not in a browser, for one."""
+    probe = threading.Thread(target=int, daemon=True)
+    try:
+        probe.start()
+    except RuntimeError:
+        return False
+    probe.join()
+    return True
+
+
+@contextmanager
+def one_matrix_thread() -> Iterator[None]:
+    """Inside, the matrix library uses one thread, and memory that is freed is kept: see `lora_np.engine.memory`."""
     from threadpoolctl import threadpool_limits
 
-    number = worker_count(workers)
     keep_freed_memory()
-    with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(number) as pool:
+    with threadpool_limits(limits=1, user_api="blas"):
+        yield
 
-        def run(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+
+@contextmanager
+def thread_map(workers: int | None = None) -> Iterator[Map]:
+    """A `map(function, items, then) -> list` over threads, results in the order of the items.
+
+    `then(index, result)` is called here for each, as soon as it is there. Inside, the matrix library uses one thread,
+    whatever the number of workers: so the numbers do not depend on it. Where no thread can be started there is one
+    worker, the caller.
+    """
+    number = worker_count(workers)
+    number = number if number == 1 or threads_start() else 1
+    with one_matrix_thread(), ThreadPoolExecutor(number, initializer=at_work) as pool:
+
+        def run(function: Callable[[Any], Any], items: Sequence[Any], then: Then = ignored) -> list[Any]:
             if number == 1:
-                return [function(item) for item in items]
+                return in_turn(function, items, then)
             if len(items) == 1:
                 with _helped_by(pool):
-                    return [function(items[0])]
-            return list(pool.map(function, items))
+                    return in_turn(function, items, then)
+            futures = {pool.submit(function, item): index for index, item in enumerate(items)}
+            try:
+                if then is not ignored:
+                    for future in as_completed(futures):
+                        then(futures[future], future.result())
+                return [future.result() for future in futures]
+            finally:
+                for future in futures:
+                    future.cancel()  # where one has raised, those that were not begun
 
         yield run
+
+
+def in_turn(function: Callable[[Any], Any], items: Sequence[Any], then: Then = ignored) -> list[Any]:
+    """The map over this thread alone."""
+    results = []
+    for index, item in enumerate(items):
+        results.append(function(item))
+        then(index, results[-1])
+    return results
 
 
 def each(function: Callable[[Item], Any], items: Iterable[Item]) -> None:
