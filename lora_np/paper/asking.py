@@ -19,7 +19,6 @@ from typing import Any, Literal
 from ..model import Transformer
 from .cells import Cell, Row
 from .intervals import Interval
-from .runs import method_of
 
 Verdict = Literal["holds here", "does not hold here", "cannot be said"]
 TUNING = 1000  # the seed on which learning rates are chosen; it is never reported
@@ -33,7 +32,7 @@ class Profile:
     cell: Cell = field(default_factory=Cell)
     short: Cell = field(default_factory=Cell)  # of the short task
     seeds: int = 3
-    tasks: tuple[str, ...] = ("labels",)
+    tasks: tuple[str, ...] = ("sentiment", "e2e", "sql")
     methods: tuple[str, ...] = ()
     ranks: tuple[int, ...] = (1, 2, 4, 8, 64)
 
@@ -205,8 +204,3 @@ def named(cell: Cell) -> str:
 
 def _short(value: Any) -> str:
     return "+".join(part.rpartition(".")[2] for part in value) if isinstance(value, tuple) else str(value)
-
-
-def numbers_of(cell: Cell, base: Transformer) -> int:
-    """How many numbers its method trains."""
-    return method_of(cell).numbers(base.config)

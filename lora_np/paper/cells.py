@@ -29,8 +29,8 @@ SIDES = ("validation", "test")
 class Cell:
     r"""Which run of which method, and how it is scored.
 
-    kind      how it is measured: a row of `runs.KINDS`
-    task      a row of `problems.TASKS`
+    kind      how it is measured: a row of `measuring.KINDS`
+    task      a row of `lora_np.tasks.table.TASKS`
     method    a row of METHODS or of `variants.VARIANTS`, and its settings as JSON
     rate      the largest learning rate
     examples  drawn to train on, batch of them a step
@@ -40,7 +40,7 @@ class Cell:
     """
 
     kind: str = "run"
-    task: str = "labels"
+    task: str = "museum"
     method: str = "lora"
     settings: str = "{}"
     rate: float = 0.03

@@ -1,7 +1,5 @@
 r"""What a cell measures: adapt, train, score held-out problems; how much of the text before was forgotten.
 
-    KINDS   how a cell is measured: cell, base → row        VARIANTS  methods of the study alone, beside METHODS
-
 Bits per byte are those of the held-out references and the mark that ends each. A run whose loss is no longer a number
 has an infinite loss: for a learning rate that is an answer.
 """
@@ -11,81 +9,32 @@ from __future__ import annotations
 import functools
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .. import adaptation
 from ..adaptation import Outcome, Text
-from ..files import digest, load_model
 from ..generation import generate
 from ..method import Method
-from ..methods import METHODS, method_from
+from ..methods import method_from
 from ..model import Transformer
 from ..names import nearest_first
 from ..optimization import TrainingConfig
-from ..parameters import count
-from ..tasks import Batch, Example, prompt_tokens
+from ..tasks import Batch, Example, encode, prompt_tokens
+from ..tasks.problems import Problem
+from ..tasks.table import TASKS, task_named
 from ..tokenizers import ByteTokenizer
 from ..training import NonFiniteError, evaluate
-from ..version import __version__
 from .cells import Cell, Row
-from .problems import TASKS
 from .variants import VARIANTS
 
 BITS = 1.0 / math.log(2.0)
 READ, WINDOW = 6, 256  # windows of documentation, on which forgetting is measured, and the bytes of each
 TEXTS = 24  # of held-out problems, for which the model writes an answer
 LAST = 5  # steps, whose training loss is that of a run
-
-Kind = Callable[[Cell, Transformer], Row]
-KINDS: dict[str, Kind] = {}
-
-
-def kind(name: str) -> Callable[[Kind], Kind]:
-    """Register how cells of this kind are measured."""
-
-    def put(function: Kind) -> Kind:
-        KINDS[name] = function
-        return function
-
-    return put
-
-
-@dataclass(frozen=True)
-class Job:
-    """A cell, and the base that it is measured on, by folder and digest."""
-
-    cell: Cell
-    base: Path | None
-    digest: str
-    version: str = __version__
-
-
-def row_of(job: Job) -> Row:
-    """The row of a cell, in whichever process. Raises ValueError where this one has another package or base."""
-    from threadpoolctl import threadpool_limits
-
-    if job.version != __version__:
-        raise ValueError(f"this worker has lora_np {__version__}, and the study {job.version}: install the same")
-    base = _base(job.base)
-    if _digest(job.base) != job.digest:
-        raise ValueError(f"{job.base or 'the base that ships'} is another model here than where the study began")
-    with threadpool_limits(limits=1, user_api="blas"):  # so that no sum depends on the number of threads
-        return KINDS[job.cell.kind](job.cell, base)
-
-
-@functools.lru_cache(maxsize=2)
-def _base(folder: Path | None) -> Transformer:
-    return load_model(folder)
-
-
-@functools.lru_cache(maxsize=2)
-def _digest(folder: Path | None) -> str:
-    return digest(_base(folder))
 
 
 def method_of(cell: Cell) -> Method:
@@ -114,15 +63,14 @@ class Sides:
 
     train: Text
     held_out: Text
-    problems: list[Example]
+    problems: list[Problem]
 
     @classmethod
     def of(cls, cell: Cell, base: Transformer, method: Method | None = None) -> Sides:
-        task = TASKS[cell.task]
-        held = task.problems(cell.scored, 0, cell.side)
-        train = Text.of(
-            task.problems(cell.examples, cell.seed, "train"), base, method, batch_size=cell.batch, seed=cell.seed
-        )
+        task = task_named(cell.task)
+        held: list[Any] = task.problems(cell.scored, 0, cell.side)
+        drawn: list[Any] = task.problems(cell.examples, cell.seed, "train")
+        train = Text.of(drawn, base, method, batch_size=cell.batch, seed=cell.seed)
         return cls(train, Text.of(held, base, method, batch_size=16), held)
 
 
@@ -132,7 +80,6 @@ def trained(cell: Cell, base: Transformer, method: Method, sides: Sides, **more:
     return adaptation.run(sides.train.batches, sides.held_out.bits_per_byte, base, method, training_of(cell), **about)
 
 
-@kind("run")
 def run(cell: Cell, base: Transformer) -> Row:
     """Trained numbers, held-out loss before and after, training loss, and what was forgotten."""
     method = method_of(cell)
@@ -147,7 +94,6 @@ def run(cell: Cell, base: Transformer) -> Row:
     return Row(cell, float(outcome.trained), before, outcome.score, fit, None, forgot)
 
 
-@kind("scored")
 def scored(cell: Cell, base: Transformer) -> Row:
     """The same, and what the texts that the model writes for held-out prompts are worth."""
     method = method_of(cell)
@@ -157,8 +103,9 @@ def scored(cell: Cell, base: Transformer) -> Row:
         outcome = trained(cell, base, method, sides)
     except NonFiniteError:
         return Row(cell, float(method.numbers(base.config)), before, math.inf)
-    texts = [answer(outcome.model, method, problem) for problem in sides.problems[:TEXTS]]
-    found = TASKS[cell.task].score(sides.problems[:TEXTS], texts)
+    asked = sides.problems[:TEXTS]
+    texts = [answer(outcome.model, method, problem) for problem in asked]
+    found = TASKS[cell.task].score(asked, texts)
     more = {name: value for name, value in found.items() if value is not None}
     fit = statistics.mean(outcome.losses[-LAST:]) * BITS
     first = next(iter(found.values()), None)
@@ -179,8 +126,6 @@ def _plain(cell: Cell, base: Transformer) -> Text:
 
 @functools.lru_cache(maxsize=32)
 def _held_out(task: str, scored: int, side: str, context: int) -> Text:
-    from ..tasks import encode
-
     words = ByteTokenizer()
     return Text(encode(TASKS[task].problems(scored, 0, side), words, context), words)
 
@@ -203,18 +148,3 @@ def _documentation(context: int) -> Batch:
     texts = sorted(text for text in topics.values() if len(text.encode()) > length)
     data = np.array([list(texts[i * (len(texts) // READ)].encode()[: length + 1]) for i in range(READ)])
     return Batch(data[:, :-1], data[:, 1:], np.full((READ, length), 1.0 / (READ * length), np.float32))
-
-
-def known_methods() -> dict[str, Any]:
-    """Every method that a cell may name."""
-    return {**METHODS, **VARIANTS}
-
-
-def numbers_of(cell: Cell, base: Transformer) -> int:
-    """How many numbers the method of a cell trains."""
-    return method_of(cell).numbers(base.config)
-
-
-def trained_in(model: Transformer) -> int:
-    """All numbers of a model."""
-    return count(model)

@@ -19,7 +19,7 @@ from ..methods.tuning import Full
 from ..model import Transformer
 from ..parameters import parameters
 from .cells import Cell, Row
-from .runs import Sides, kind, trained
+from .runs import Sides, trained
 from .subspaces import Similarity, of_factors, of_updates, of_weight
 from .updates import amplification, correlation, energy, intruders
 
@@ -28,7 +28,6 @@ FULL_RATE = 3e-3
 TOP = 10  # singular directions of an adapted weight that are looked at for intruders
 
 
-@kind("subspaces")
 def subspaces(cell: Cell, base: Transformer) -> Row:
     """settings: small, large (ranks), targets. The rate is that of LoRA."""
     about = cell.with_settings

@@ -101,7 +101,7 @@ def subspaces(known: Known) -> Section:
         (_amplification(rows), _others(rows)),
         {"figure-3-4": partial(_maps, rows), "figure-8": partial(_weight, rows), "energy": partial(_energy, rows)},
         {
-            "figure-3-4": "φ(i, j), mean over maps and seeds. By chance it is max(i, j)/d: see the panel of random ones.",
+            "figure-3-4": "φ(i, j), mean over maps and seeds. By chance it is max(i, j)/d: see the random panel.",
             "figure-8": "φ(W, ΔW) for the first i directions of W, all of ΔW; grey: its chance level.",
             "energy": "The share of ‖ΔW‖² of full fine-tuning in its first directions; grey: entries shuffled.",
         },
