@@ -21,6 +21,7 @@ from .cells import Cell, Row
 from .intervals import Interval
 
 Verdict = Literal["holds here", "does not hold here", "cannot be said"]
+ROOM = 0.05  # of a loss: who is worse by less than that is on par
 TUNING = 1000  # the seed on which learning rates are chosen; it is never reported
 
 
@@ -168,12 +169,17 @@ def above_zero(differences: Sequence[float]) -> Verdict:
     return "holds here" if found.mean > 0.0 else "does not hold here"
 
 
-def at_most(differences: Sequence[float]) -> Verdict:
-    """Is the first no worse than the second: not above zero by more than its interval?"""
-    found = interval(differences)
+def no_worse(first: Sequence[Row], second: Sequence[Row]) -> Verdict:
+    """Is the loss of the first no worse than that of the second, seed by seed?
+
+    It is where the whole interval lies below ROOM of the second's loss; it is not where the whole lies above zero.
+    """
+    found, reference = interval(paired(first, second)), mean(second)
     if found is None:
         return "cannot be said"
-    return "does not hold here" if found.mean > found.half_width else "holds here"
+    if found.mean + found.half_width <= ROOM * reference:
+        return "holds here"
+    return "does not hold here" if found.mean - found.half_width > 0.0 else "cannot be said"
 
 
 def paired(first: Sequence[Row], second: Sequence[Row], measure: str = "loss") -> list[float]:

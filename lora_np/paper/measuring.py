@@ -9,7 +9,7 @@ from ..methods import METHODS
 from ..model import Transformer
 from ..names import nearest_first
 from ..tasks.table import task_named
-from . import runs, runs_subspaces
+from . import runs, runs_lessons, runs_subspaces
 from .cells import Cell, Row
 from .variants import VARIANTS
 
@@ -17,6 +17,12 @@ KINDS: dict[str, Callable[[Cell, Transformer], Row]] = {
     "run": runs.run,
     "scored": runs.scored,
     "subspaces": runs_subspaces.subspaces,
+    "memory": runs_lessons.memory,
+    "untied": runs_lessons.untied,
+    "progressive": runs_lessons.progressive,
+    "pruned": runs_lessons.pruned,
+    "carried": runs_lessons.carried,
+    "sizes": runs_lessons.sizes,
 }
 
 
