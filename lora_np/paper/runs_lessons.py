@@ -129,7 +129,7 @@ def pruned(cell: Cell, base: Transformer) -> Row:
 
 
 def cut(model: Any, total: int) -> tuple[Any, dict[str, int]]:
-    """The model with the `total` largest singular parts of all its updates s·BA, at least one a map; and their ranks."""
+    """The model with the `total` largest singular parts of all its s·BA, at least one a map; and the rank of each."""
     parts = {path: np.linalg.svd(delta(module).astype(np.float64)) for path, module in adapters(model).items()}
     sizes = {path: sigma[: len(adapters(model)[path].A)] for path, (_, sigma, _) in parts.items()}
     least = np.sort(np.concatenate(list(sizes.values())))[::-1][min(total, sum(map(len, sizes.values()))) - 1]

@@ -3,9 +3,7 @@ r"""Tables 2, 3, 4, 15, 16 and figure 2: methods × budgets × tasks, under tune
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import partial
 from itertools import pairwise
-from typing import Any
 
 from ..costs.budget import compare
 from ..methods.lora import LoraConfig
@@ -16,17 +14,17 @@ from .asking import (
     Table,
     Verdict,
     all_hold,
-    at_most,
     interval,
     mean,
     named,
+    no_worse,
     paired,
     shown,
-    spread,
     values,
 )
 from .cells import Cell, Row
 from .methods import MIDDLE, REST
+from .telling import bars, curves, signed
 
 COMPARED = ("full", "bitfit", "top", "adapter-h", "adapter-l", "adapter-p", "prefix-embedding", "prefix-layer")
 VARIED = ("lora+", "pissa", "dora", "vera", "lora-fa")  # what came after the paper, beside plain LoRA and rsLoRA
@@ -63,7 +61,7 @@ def methods(known: Known) -> Section:
         "Every method at the budget of LoRA of rank 4 on queries and values, or its least above it.",
         tuple(claims),
         tuple(tables),
-        {f"methods-{task}": partial(_picture, task, {n: rows[task, n] for n in names}) for task in profile.tasks},
+        {f"methods-{task}": bars({n: rows[task, n] for n in names}) for task in profile.tasks},
         {f"methods-{task}": f"Held-out loss on {task}: mean and 95 % interval." for task in profile.tasks},
     )
 
@@ -76,15 +74,10 @@ def _on_par(known: Known, task: str, rows: dict[str, list[Row]]) -> Claim:
     gaps = paired(rows["lora"], rows["full"])
     share = (rows["lora"][0].trained or 0.0) / (rows["full"][0].trained or 1.0)
     found = (
-        f"LoRA less full: {_signed(gaps)} bits per byte, at {share:.2%} of the numbers, after "
+        f"LoRA less full: {signed(gaps)} bits per byte, at {share:.2%} of the numbers, after "
         f"{rows['lora'][0].cell.steps} steps"
     )
-    return Claim(sentence, source, at_most(gaps), found, (*rows["lora"], *rows["full"]))
-
-
-def _signed(gaps: list[float]) -> str:
-    found = interval(gaps)
-    return str(found) if found else "not a number"
+    return Claim(sentence, source, no_worse(rows["lora"], rows["full"]), found, (*rows["lora"], *rows["full"]))
 
 
 def _table(known: Known, task: str, rows: dict[str, list[Row]]) -> Table:
@@ -95,7 +88,7 @@ def _table(known: Known, task: str, rows: dict[str, list[Row]]) -> Table:
     for name, found in rows.items():
         cell = found[0].cell
         edge = "*" if known.at_edge(found, MIDDLE.get(cell.method, REST)) else ""
-        gaps = _signed(paired(found, rows["lora"])) if name != "lora" and "lora" in rows else ""
+        gaps = signed(paired(found, rows["lora"])) if name != "lora" and "lora" in rows else ""
         lines.append(
             (
                 named(cell),
@@ -112,12 +105,6 @@ def _table(known: Known, task: str, rows: dict[str, list[Row]]) -> Table:
     return Table(f"{task}: {about}", head, tuple(lines))
 
 
-def _picture(task: str, rows: dict[str, list[Row]]) -> Any:
-    from ..figures.study import intervals
-
-    return intervals({name: spread(values(found)) for name, found in rows.items()}, "held-out loss (bits per byte)")
-
-
 def budgets(known: Known) -> Section:
     """Figure 2 and table 15: loss against trained numbers; LoRA does not fall off as others do."""
     cell = known.profile.cell
@@ -128,10 +115,10 @@ def budgets(known: Known) -> Section:
         sizes = sorted({*GROWN[name], least.with_settings[key]})
         grown |= {(name, size): least.having({**least.with_settings, key: size}) for size in sizes}
     rows = known.tuned({**lora, **grown})
-    curves: dict[str, dict[int, list[Row]]] = {}
+    of: dict[str, dict[int, list[Row]]] = {}
     for (name, size), found in rows.items():
-        curves.setdefault(name, {})[size] = found
-    claims = tuple(_monotone(name, curve) for name, curve in curves.items())
+        of.setdefault(name, {})[size] = found
+    claims = tuple(_monotone(name, curve) for name, curve in of.items())
     lines = [
         (named(found[0].cell), f"{found[0].trained:,.0f}", f"{found[0].cell.rate:g}", shown(values(found)))
         for found in rows.values()
@@ -142,40 +129,30 @@ def budgets(known: Known) -> Section:
         "Each method at several sizes, each at its own tuned learning rate.",
         claims,
         (Table("Trained numbers and loss", ("method", "trained", "learning rate", "bits per byte"), tuple(lines)),),
-        {"figure-2": partial(_budget_picture, curves)},
+        {
+            "figure-2": curves(
+                {n: {f[0].trained or 1.0: f for f in c.values()} for n, c in of.items()}, "trained numbers"
+            )
+        },
         {"figure-2": "Held-out loss against the number of trained numbers (logarithmic)."},
     )
 
 
 def _monotone(name: str, curve: dict[int, list[Row]]) -> Claim:
     sizes = sorted(curve)
-    steps = [paired(curve[b], curve[a]) for a, b in pairwise(sizes)]
+    steps = [no_worse(curve[more], curve[less]) for less, more in pairwise(sizes)]
     every = tuple(row for size in sizes for row in curve[size])
     at = ", ".join(f"{curve[size][0].trained:,.0f}: {mean(curve[size]):.3f}" for size in sizes)
     if name == "lora":
-        sentence, verdict = "LoRA does not lose when it gets more parameters.", all_hold(map(at_most, steps))
+        sentence, verdict = "LoRA does not lose when it gets more parameters.", all_hold(steps)
         return Claim(sentence, "Hu et al. 2021, figure 2", verdict, f"bits per byte by trained numbers: {at}", every)
     if name.startswith("prefix"):
         sentence = f"{name} gets worse when it gets more special tokens."
-        falls = "does not hold here" in [at_most(step) for step in steps]
+        falls = "does not hold here" in steps
         verdict = "holds here" if falls else "does not hold here"
         return Claim(sentence, "Hu et al. 2021, figure 2", verdict, f"bits per byte by trained numbers: {at}", every)
-    sentence, verdict = f"{name} does not lose when it gets more parameters.", all_hold(map(at_most, steps))
+    sentence, verdict = f"{name} does not lose when it gets more parameters.", all_hold(steps)
     return Claim(sentence, "Hu et al. 2021, figure 2", verdict, f"bits per byte by trained numbers: {at}", every)
-
-
-def _budget_picture(curves: dict[str, dict[int, list[Row]]]) -> Any:
-    from ..figures.study import with_intervals
-
-    return with_intervals(
-        {
-            name: [(found[0].trained or 1.0, *spread(values(found))[:2]) for _, found in sorted(curve.items())]
-            for name, curve in curves.items()
-        },
-        "trained numbers",
-        "held-out loss (bits per byte)",
-        log_x=True,
-    )
 
 
 def few_examples(known: Known) -> Section:
@@ -193,8 +170,8 @@ def few_examples(known: Known) -> Section:
     lines = [(str(n), *(shown(values(rows[name, n])) for name in best)) for n in sizes]
     claims = []
     if {"lora", "full"} <= set(best):
-        verdict = all_hold(at_most(paired(rows["lora", n], rows["full", n])) for n in sizes)
-        gaps = "; ".join(f"{n} examples: {_signed(paired(rows['lora', n], rows['full', n]))}" for n in sizes)
+        verdict = all_hold(no_worse(rows["lora", n], rows["full", n]) for n in sizes)
+        gaps = "; ".join(f"{n} examples: {signed(paired(rows['lora', n], rows['full', n]))}" for n in sizes)
         every = tuple(row for n in sizes for name in ("lora", "full") for row in rows[name, n])
         sentence = "With few examples LoRA is as good as full fine-tuning, or better."
         claims.append(Claim(sentence, "Hu et al. 2021, table 16", verdict, f"LoRA less full, {gaps}", every))
@@ -218,7 +195,7 @@ def variants(known: Known) -> Section:
         return Section("variants", "Variants of LoRA", "LoRA itself was not run.", ())
     lines, best = [], rows["lora"]
     for name, found in rows.items():
-        gaps = "" if name == "lora" else _signed(paired(found, best))
+        gaps = "" if name == "lora" else signed(paired(found, best))
         edge = "*" if known.at_edge(found, cells[name].rate) else ""
         lines.append((name, f"{found[0].trained:,.0f}", f"{found[0].cell.rate:g}{edge}", shown(values(found)), gaps))
     apart = [name for name, found in rows.items() if name != "lora" and at_apart(paired(found, best), best)]
@@ -238,7 +215,7 @@ def variants(known: Known) -> Section:
             ),
         ),
         (Table("Variants", ("variant", "trained", "learning rate", "bits per byte", "less LoRA's"), tuple(lines)),),
-        {"variants": partial(_picture, "", rows)},
+        {"variants": bars(rows)},
         {"variants": "Held-out loss of LoRA and its relatives: mean and 95 % interval."},
     )
 

@@ -2,13 +2,13 @@ r"""Tables 5, 6 and 18: which matrices, and of which rank; the Note's word on ho
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
-from .asking import Claim, Known, Section, Table, above_zero, at_most, mean, paired, shown, spread, values
+from .asking import Claim, Known, Section, Table, above_zero, mean, no_worse, paired, shown, values
 from .cells import Cell, Row
 from .entry import lora
 from .methods import REST
+from .telling import bars, curves, signed
 
 # Of one budget: what a block of 8 ranks is spent on
 PLACEMENTS = {"q": 8, "k": 8, "v": 8, "o": 8, "qk": 4, "qv": 4, "qkvo": 2}
@@ -32,14 +32,14 @@ def placements(known: Known) -> Section:
             "At one budget, all four matrices at rank 2 do better than any single one at rank 8.",
             f"{PAPER} 5",
             above_zero(apart),
-            f"the best single one ({best_single}) less all four: {_signed(apart)} bits per byte",
+            f"the best single one ({best_single}) less all four: {signed(apart)} bits per byte",
             (*rows[best_single], *rows["qkvo"]),
         ),
         Claim(
             "Queries and values together do better than queries or keys alone.",
             f"{PAPER} 5",
             above_zero([min(pair) for pair in zip(*(paired(rows[one], rows["qv"]) for one in "qk"), strict=True)]),
-            "; ".join(f"{one} less qv: {_signed(paired(rows[one], rows['qv']))}" for one in "qk"),
+            "; ".join(f"{one} less qv: {signed(paired(rows[one], rows['qv']))}" for one in "qk"),
             (*rows["q"], *rows["k"], *rows["qv"]),
         ),
         _few_matrices(rows),
@@ -55,7 +55,7 @@ def placements(known: Known) -> Section:
         "LoRA at one budget of trained numbers, each placement at its own tuned learning rate.",
         claims,
         (Table("Placements", head, tuple(lines)),),
-        {"table-5": partial(_picture, {f"{k}, r={PLACEMENTS[k]}": found for k, found in rows.items()})},
+        {"table-5": bars({f"{k}, r={PLACEMENTS[k]}": found for k, found in rows.items()})},
         {"table-5": f"Held-out loss of {len(every)} runs: mean and 95 % interval."},
     )
 
@@ -86,15 +86,15 @@ def ranks(known: Known) -> Section:
         Claim(
             f"A rank as small as {low} is enough for queries and values: {high} does no better.",
             f"{PAPER} 6",
-            at_most(gain),
-            f"rank {low} less rank {high}: {_signed(gain)} bits per byte",
+            no_worse(rows["qv", low], rows["qv", high]),
+            f"rank {low} less rank {high}: {signed(gain)} bits per byte",
             (*rows["qv", low], *rows["qv", high]),
         ),
         Claim(
             f"From rank {middle} on a higher one brings nothing more.",
             f"{PAPER} 18",
-            at_most(late),
-            f"rank {middle} less rank {high}: {_signed(late)} bits per byte",
+            no_worse(rows["qv", middle], rows["qv", high]),
+            f"rank {middle} less rank {high}: {signed(late)} bits per byte",
             (*rows["qv", middle], *rows["qv", high]),
         ),
         _rate_of_ranks({rank: rows["qv", rank] for rank in profile.ranks}),
@@ -104,16 +104,16 @@ def ranks(known: Known) -> Section:
         for (letters, rank), found in rows.items()
     ]
     head = ("matrices", "rank", "trained", "learning rate", "bits per byte")
-    curves: dict[str, list[tuple[float, float, float]]] = {}
-    for (letters, rank), found in sorted(rows.items()):
-        curves.setdefault(letters, []).append((rank, *spread(values(found))[:2]))
+    by_rank: dict[str, dict[float, list[Row]]] = {}
+    for (letters, rank), found in rows.items():
+        by_rank.setdefault(letters, {})[rank] = found
     return Section(
         "table-6-18",
         "Tables 6 and 18: which rank",
         "LoRA at rising ranks, each at its own tuned learning rate.",
         claims,
         (Table("Ranks", head, tuple(lines)),),
-        {"table-6": partial(_curves, curves)},
+        {"table-6": curves(by_rank, "rank r")},
         {"table-6": "Held-out loss against the rank (logarithmic), with 95 % intervals."},
     )
 
@@ -131,21 +131,3 @@ def _rate_of_ranks(rows: dict[int, list[Row]]) -> Claim:
         f"{found}; on a grid whose points lie a factor of three apart",
         every,
     )
-
-
-def _signed(gaps: list[float]) -> str:
-    from .asking import interval
-
-    return str(interval(gaps) or "not a number")
-
-
-def _picture(rows: dict[str, list[Row]]) -> Any:
-    from ..figures.study import intervals
-
-    return intervals({name: spread(values(found)) for name, found in rows.items()}, "held-out loss (bits per byte)")
-
-
-def _curves(curves: dict[str, list[tuple[float, float, float]]]) -> Any:
-    from ..figures.study import with_intervals
-
-    return with_intervals(curves, "rank r", "held-out loss (bits per byte)", log_x=True)

@@ -12,6 +12,7 @@ import numpy as np
 from .asking import Claim, Known, Section, Table, above_zero, interval, shown, values
 from .cells import Row
 from .methods import REST
+from .telling import signed
 
 PAPER, SHUTTLEWORTH = "Hu et al. 2021,", "Shuttleworth et al. 2024, arXiv:2410.21228"
 PANELS = {"two ranks": "ranks", "two seeds, A": "seeds", "two seeds, ΔW": "updates", "random": "gaussian"}
@@ -39,21 +40,21 @@ def subspaces(known: Known) -> Section:
             "The first direction of A at a low rank lies in A at a higher rank: φ(1, 1) > 0.5.",
             f"{PAPER} figure 3",
             above_zero([row.more["ranks"][0][0] - 0.5 for row in rows]),
-            f"φ(1, 1) less its chance level {rows[0].more['ranks by chance'][0][0]:.4f}: {_signed(first('ranks'))}",
+            f"φ(1, 1) less its chance level {rows[0].more['ranks by chance'][0][0]:.4f}: {signed(first('ranks'))}",
             every,
         ),
         Claim(
             "Two seeds share the first direction of A more than by chance.",
             f"{PAPER} figure 4",
             above_zero(first("seeds")),
-            f"φ(1, 1) less chance, of A: {_signed(first('seeds'))}; of ΔW: {_signed(first('updates'))}",
+            f"φ(1, 1) less chance, of A: {signed(first('seeds'))}; of ΔW: {signed(first('updates'))}",
             every,
         ),
         Claim(
             "Two random matrices do not.",
             f"{PAPER} figure 4, right",
             "holds here" if (found := interval(first("gaussian"))) and found.covers_zero else "cannot be said",
-            f"φ(1, 1) less chance: {_signed(first('gaussian'))}",
+            f"φ(1, 1) less chance: {signed(first('gaussian'))}",
             every,
         ),
         Claim(
@@ -106,10 +107,6 @@ def subspaces(known: Known) -> Section:
             "energy": "The share of ‖ΔW‖² of full fine-tuning in its first directions; grey: entries shuffled.",
         },
     )
-
-
-def _signed(numbers: Sequence[float]) -> str:
-    return str(interval(numbers) or "not a number")
 
 
 def _about_twice(ratios: Sequence[float]) -> Any:
