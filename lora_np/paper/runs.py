@@ -121,11 +121,11 @@ def answer(model: Transformer, method: Method, problem: Example) -> str:
 
 
 def _plain(cell: Cell, base: Transformer) -> Text:
-    return _held_out(cell.task, cell.scored, cell.side, base.config.context)
+    return held_out_text(cell.task, cell.scored, cell.side, base.config.context)
 
 
 @functools.lru_cache(maxsize=32)
-def _held_out(task: str, scored: int, side: str, context: int) -> Text:
+def held_out_text(task: str, scored: int, side: str, context: int) -> Text:
     words = ByteTokenizer()
     return Text(encode(TASKS[task].problems(scored, 0, side), words, context), words)
 
