@@ -31,9 +31,9 @@ class Profile:
 
     name: str = "default"
     cell: Cell = field(default_factory=Cell)
-    short: Cell = field(default_factory=Cell)  # of the short task
+    long: int = 4  # times as many steps where a task is to be learned to its end
     seeds: int = 3
-    tasks: tuple[str, ...] = ("sentiment", "e2e", "sql")
+    tasks: tuple[str, ...] = ("sentiment", "dart", "sql")
     methods: tuple[str, ...] = ()
     ranks: tuple[int, ...] = (1, 2, 4, 8, 64)
 
@@ -81,6 +81,10 @@ class Known:
 
     def _trial(self, cell: Cell) -> Cell:
         return cell.having(kind="run", side="validation", seed=TUNING)
+
+    def possible(self, ranks: Iterable[int]) -> tuple[int, ...]:
+        """Those ranks that the square matrices of the base can have."""
+        return tuple(rank for rank in ranks if rank <= self.base.config.d_model)
 
     def at_edge(self, rows: Sequence[Row], middle: float) -> bool:
         """Was the best rate one at the end of its grid? A better one may lie beyond."""

@@ -40,11 +40,11 @@ class Cell:
     """
 
     kind: str = "run"
-    task: str = "museum"
+    task: str = "dart"
     method: str = "lora"
     settings: str = "{}"
     rate: float = 0.03
-    steps: int = 30
+    steps: int = 24
     batch: int = 8
     examples: int = 512
     scored: int = 48

@@ -69,9 +69,8 @@ def default() -> Profile:
 
 def full() -> Profile:
     """Five seeds a cell, and five times the steps."""
-    one, short = Profile().cell, Profile().short
-    more: dict[str, Any] = {"examples": 2048, "scored": 128}
-    return Profile("full", one.having(steps=5 * one.steps, **more), short.having(steps=5 * short.steps, **more), 5)
+    one = Cell()
+    return Profile("full", one.having(steps=5 * one.steps, examples=2048, scored=128), seeds=5)
 
 
 def repeat(

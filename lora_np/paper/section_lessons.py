@@ -22,7 +22,7 @@ def _lora(cell: Cell, rank: int, targets: object, **more: object) -> Cell:
 
 def placement(known: Known) -> Section:
     """Attention, MLP, both, embeddings at nearly one budget; and one kind after another, with a rule to stop."""
-    cell = known.profile.short
+    cell = known.profile.cell
     d = known.base.config.d_model
     width = (known.base.config.d_hidden + d) / d  # what a rank costs an MLP's map, in that of two of attention's
     of_mlp, table = round(4 * 4 / width), round(4 * 8 * d * known.base.config.layers / (known.base.config.vocab + d))
@@ -82,7 +82,7 @@ def placement(known: Known) -> Section:
 
 def heads(known: Known) -> Section:
     """Does LoRA on the un-embedding make LoRA on the embedding redundant?"""
-    cell = known.profile.short.having(kind="untied")
+    cell = known.profile.cell.having(kind="untied")
     qv = lora(4, "qv").targets
     assert isinstance(qv, str)
     rows = known.seeded(
@@ -116,7 +116,7 @@ def heads(known: Known) -> Section:
 
 def shared(known: Known) -> Section:
     """One B for queries, keys and values, in both readings of the letters, at one number of trained parameters."""
-    cell = known.profile.short
+    cell = known.profile.cell
     qkv = ("attention.query", "attention.key", "attention.value")
     rows = known.tuned(
         {
@@ -147,7 +147,7 @@ def shared(known: Known) -> Section:
 
 def adaptive(known: Known) -> Section:
     """Ranks that are cut where they matter least, as it comes out."""
-    cell = known.profile.short.having({"rank": 2}, kind="pruned", rate=REST)
+    cell = known.profile.cell.having({"rank": 2}, kind="pruned", rate=REST)
     rows = known.seeded({"": cell})[""]
     gaps = [row.more["rank 2"] - (row.loss or 0.0) for row in rows]
     kept = {name: shown(values(rows, f"kept of {name}"), 1) for name in ("query", "key", "value", "output")}
@@ -165,7 +165,7 @@ def adaptive(known: Known) -> Section:
 
 def carried(known: Known) -> Section:
     """An adapter beside an updated base."""
-    cell = known.profile.short.having({"rank": 4}, kind="carried", rate=REST)
+    cell = known.profile.cell.having({"rank": 4}, kind="carried", rate=REST)
     rows = known.seeded({"": cell})[""]
 
     def less(first: str, second: str) -> list[float]:

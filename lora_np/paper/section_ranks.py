@@ -75,11 +75,11 @@ def _few_matrices(rows: dict[str, list[Row]]) -> Claim:
 def ranks(known: Known) -> Section:
     """Tables 6 and 18."""
     profile = known.profile
-    pairs = [("qv", rank) for rank in profile.ranks]
-    pairs += [(letters, rank) for letters in ("q", "qkvo") for rank in profile.ranks if rank in (1, 4, 64)]
+    several = known.possible(profile.ranks)
+    pairs = [("qv", rank) for rank in several]
+    pairs += [(letters, rank) for letters in ("q", "qkvo") for rank in several if rank in (1, 4, 64)]
     rows = known.tuned({pair: _lora(profile.cell, pair[1], pair[0]) for pair in pairs})
-    low, high = profile.ranks[0], profile.ranks[-1]
-    middle = profile.ranks[len(profile.ranks) // 2]
+    low, middle, high = several[0], several[len(several) // 2], several[-1]
     gain = paired(rows["qv", low], rows["qv", high])
     late = paired(rows["qv", middle], rows["qv", high])
     claims = (
@@ -97,7 +97,7 @@ def ranks(known: Known) -> Section:
             f"rank {middle} less rank {high}: {signed(late)} bits per byte",
             (*rows["qv", middle], *rows["qv", high]),
         ),
-        _rate_of_ranks({rank: rows["qv", rank] for rank in profile.ranks}),
+        _rate_of_ranks({rank: rows["qv", rank] for rank in several}),
     )
     lines = [
         (letters, str(rank), f"{found[0].trained:,.0f}", f"{found[0].cell.rate:g}", shown(values(found)))

@@ -39,7 +39,7 @@ RANKS = (1, 4, 16)
 
 def rates(known: Known) -> Section:
     """The best learning rate: of LoRA beside full fine-tuning, and of one rank beside another."""
-    cell = known.profile.short
+    cell = known.profile.cell
     cells = {("lora", r, rate): cell.having({"rank": r}, method="lora", rate=rate) for r in RANKS for rate in RATES}
     cells |= {("full", 0, rate): cell.having({}, method="full", rate=rate) for rate in FULL_RATES}
     rows = known.seeded(cells)
@@ -114,7 +114,7 @@ def rates(known: Known) -> Section:
 
 def capacity(known: Known) -> Section:
     """Bits of random pairs that a rank can store."""
-    cell = known.profile.short.having(kind="memory", task="memory", batch=32, rate=REST, examples=128)
+    cell = known.profile.cell.having(kind="memory", task="memory", batch=32, rate=REST, examples=128)
     long = cell.having(steps=4 * cell.steps)
     rows = known.seeded({rank: long.having({"rank": rank}) for rank in (1, 4)}, seeds=2)
     a_number = {rank: values(found, "a number") for rank, found in rows.items()}
@@ -154,7 +154,7 @@ def capacity(known: Known) -> Section:
 
 def batch_size(known: Known) -> Section:
     """LoRA's gap to full fine-tuning in small and in large batches, over the same examples."""
-    cell = known.profile.short
+    cell = known.profile.cell
     seen = cell.steps * cell.batch
     cells = {}
     for batch in (cell.batch // 2, 4 * cell.batch):
@@ -179,7 +179,7 @@ def batch_size(known: Known) -> Section:
 
 def forgetting(known: Known) -> Section:
     """What is forgotten of the text before, at one loss on the new."""
-    cell = known.profile.short
+    cell = known.profile.cell
     lengths = sorted({max(2, cell.steps // 4), max(3, cell.steps // 2), cell.steps})
     full = {n: cell.having({}, method="full", rate=MIDDLE["full"] / 3, steps=n) for n in lengths}
     lora = {n: cell.having({"rank": 8}, method="lora", rate=REST, steps=n) for n in (cell.steps, 2 * cell.steps)}
@@ -223,8 +223,9 @@ def _forgot_at(loss: float, full: Mapping[int, Sequence[Row]], seed: int) -> flo
 
 def scaling(known: Known) -> Section:
     """How large the branch becomes with the rank, under α/r and α/√r."""
-    cell = known.profile.short.having(kind="sizes", rate=REST / 10)
-    kinds, ranks = ("alpha/rank", "alpha/sqrt(rank)"), (4, 16, 64)
+    cell = known.profile.cell.having(kind="sizes", rate=REST / 10)
+    kinds = ("alpha/rank", "alpha/sqrt(rank)")
+    ranks = known.possible((4, 16, 64))
     rows = known.seeded({(s, r): cell.having({"rank": r, "scaling": s}) for s in kinds for r in ranks})
     slopes = {
         s: [slope(ranks, [values(rows[s, r], "moved")[seed] for r in ranks]) for seed in range(known.profile.seeds)]
@@ -257,7 +258,7 @@ def scaling(known: Known) -> Section:
 
 def halves(known: Known) -> Section:
     """Which of A and B starts at zero, and which is trained."""
-    cell = known.profile.short.having({"rank": 4})
+    cell = known.profile.cell.having({"rank": 4})
     rows = known.tuned(
         {
             "both": cell.having(method="lora", rate=REST),
@@ -265,7 +266,7 @@ def halves(known: Known) -> Section:
             "A alone": cell.having(method="lora-a-only", rate=MIDDLE["lora-fa"]),
         }
     )
-    high = (REST, 3 * REST, 10 * REST, 30 * REST)
+    high = (0.03, 0.1, 0.3, 1.0)
     starts = known.seeded({(m, r): cell.having(method=m, rate=r) for m in ("lora", "lora-b-start") for r in high})
 
     def largest(method: str) -> list[float]:
@@ -276,6 +277,7 @@ def halves(known: Known) -> Section:
         ]
 
     apart = [math.log(a / b) for a, b in zip(largest("lora"), largest("lora-b-start"), strict=True)]
+    stands = "; ".join(f"{m} {', '.join(f'{rate:g}' for rate in largest(m))}" for m in ("lora", "lora-b-start"))
     claims = (
         Claim(
             "Training B with A frozen at random is about as good as training both.",
@@ -295,9 +297,7 @@ def halves(known: Known) -> Section:
             "A at random and B at zero stand a larger learning rate than the other way round.",
             "Hayou et al. 2024, arXiv:2406.08447",
             above_zero(apart),
-            f"largest of {', '.join(f'{r:g}' for r in high)} that still learns, by seed: ; ".join(
-                ", ".join(f"{rate:g}" for rate in largest(method)) for method in ("lora", "lora-b-start")
-            ),
+            f"the largest of {', '.join(f'{r:g}' for r in high)} that still learns, by seed: {stands}",
             every(starts),
         ),
     )

@@ -11,6 +11,7 @@ SECTIONS: dict[str, Callable[[Known], Section]] = {
     "laws": section_laws.laws,
     "table-1": section_laws.latency,
     "table-2-3-4": section_methods.methods,
+    "on-par": section_methods.on_par,
     "figure-2": section_methods.budgets,
     "table-5": section_ranks.placements,
     "table-6-18": section_ranks.ranks,
