@@ -44,7 +44,7 @@ class Cell:
     method: str = "lora"
     settings: str = "{}"
     rate: float = 0.03
-    steps: int = 24
+    steps: int = 20
     batch: int = 8
     examples: int = 512
     scored: int = 48

@@ -109,11 +109,13 @@ def repeat(
     if resume:
         _check_same(folders.partial_folder(out), about)
     try:
-        with folders.new_folder(out, REPEATED, overwrite=overwrite, resume=resume) as folder:
+        with (
+            engine_map(engine, workers) as run,  # first: where there is no cluster, nothing is begun
+            folders.new_folder(out, REPEATED, overwrite=overwrite, resume=resume) as folder,
+        ):
             results = Results.at(folder / ROWS)
             write_json(folder / ABOUT, about)
-            with engine_map(engine, workers) as run:
-                sections, cells = answered(results, model, profile, only or tuple(SECTIONS), run, say)
+            sections, cells = answered(results, model, profile, only or tuple(SECTIONS), run, say)
             results.in_order(cells)
             result = Repeated(about, profile, sections, tuple(results.rows.values()), time.perf_counter() - began)
             _write(folder, result, parquet=parquet)
