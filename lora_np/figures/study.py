@@ -45,6 +45,8 @@ def with_intervals(
             if kept:
                 at, means, widths = zip(*kept, strict=True)
                 axes.errorbar(at, means, yerr=widths, capsize=3, label=name, **_look(i))
+            else:
+                axes.plot([], [], label=f"{name}: diverged", **_look(i))
         if chance:
             at, levels, _ = zip(*chance, strict=True)
             axes.plot(at, levels, color=GREY, linestyle=":", label="by chance")

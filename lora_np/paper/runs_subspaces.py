@@ -113,8 +113,9 @@ def _intruding(
     base: Transformer, lora: Mapping[str, LoraLinear], whole: Transformer, rng: np.random.Generator
 ) -> dict[str, float]:
     before, after = parameters(base), parameters(whole)
-    of_lora = [intruders(m.base.W, m.base.W + delta(m), rng, TOP, draws=2) for m in lora.values()]
-    of_full = [intruders(before[f"{path}.W"], after[f"{path}.W"], rng, TOP, draws=2) for path in lora]
+    top = min(TOP, base.config.d_model)
+    of_lora = [intruders(m.base.W, m.base.W + delta(m), rng, top, draws=2) for m in lora.values()]
+    of_full = [intruders(before[f"{path}.W"], after[f"{path}.W"], rng, top, draws=2) for path in lora]
     return {
         "intruders of LoRA": float(np.mean([one.count for one in of_lora])),
         "intruders of LoRA by chance": float(np.mean([one.chance for one in of_lora])),

@@ -215,10 +215,10 @@ def forgetting(known: Known) -> Section:
 
 
 def _forgot_at(loss: float, full: Mapping[int, Sequence[Row]], seed: int) -> float:
-    """What full fine-tuning has forgotten where it has this loss, between the lengths that were run."""
+    """What full fine-tuning has forgotten where it has this loss; no number outside of what was run."""
     points = sorted((found[seed].loss or 0.0, found[seed].forgot or 0.0) for found in full.values())
     x, y = zip(*points, strict=True)
-    return float(np.interp(loss, x, y))
+    return float(np.interp(loss, x, y, left=math.nan, right=math.nan))
 
 
 def scaling(known: Known) -> Section:
