@@ -187,11 +187,11 @@ def _check_same(folder: Path, about: Mapping[str, Any]) -> None:
 
 
 def _write(folder: Path, result: Repeated, *, parquet: bool) -> None:
-    (folder / "figures").mkdir(exist_ok=True)
     drawn: dict[str, Any] = {}
     for section in result.sections:
         for name, draw in section.figures.items():
             drawn[name] = draw()
+            (folder / "figures").mkdir(exist_ok=True)  # an empty one would be no folder of ours
             figures.save(drawn[name], folder / "figures" / f"{name}.svg")
     claims = [
         {"section": section.name, **{k: v for k, v in asdict(replace(claim, rows=())).items() if k != "rows"}}
