@@ -23,6 +23,7 @@ from .disk.folders import check_free, new_folder, partial_folder
 from .disk.marks import Kind
 from .disk.reading import Contents, read_once
 from .engine.devices import to_device
+from .engine.mapping import check_engine
 from .engine.memory import available_bytes
 from .engine.threads import worker_count
 from .files import digest, load_checkpoint, save_adapter, save_checkpoint
@@ -33,11 +34,11 @@ from .methods.tuning import Full
 from .model import Transformer
 from .names import matching
 from .optimization import TrainingConfig, TrainingState, start
-from .parameters import count, with_parameters
+from .parameters import Arrays, count, parameters, with_parameters
 from .tasks import Batches as Shuffled
 from .tasks import Example, Sequence, encode, epoch, read_examples, split
 from .tokenizers import ByteTokenizer, Tokenizer, byte_count
-from .training import Batches, Record, evaluate, fit, model_loss, pieces_of
+from .training import Batches, Record, Traffic, evaluate, fit, model_loss, pieces_of
 
 CHECKPOINT = "checkpoint.safetensors"
 ADAPTER = Kind("run of adapt", ("adapter.json", "adapter.safetensors", CHECKPOINT), resumes=CHECKPOINT)
@@ -111,6 +112,7 @@ class Outcome:
     model     adapted and trained, on the host        trained  how many numbers were
     losses    of each step, in nats per token         seconds  of each step
     scores    (step, score) wherever it was asked for; the last is that of `model`
+    traffic   of the last step, where other processes took part
     """
 
     model: Transformer
@@ -118,6 +120,7 @@ class Outcome:
     losses: tuple[float, ...]
     seconds: tuple[float, ...]
     scores: tuple[tuple[int, float], ...]
+    traffic: Traffic | None = None
 
     @property
     def score(self) -> float:
@@ -161,6 +164,8 @@ def run(
     checkpoint_every: int = 10,
     device: str = "cpu",
     recompute: bool = False,
+    engine: str | None = None,
+    workers: int | None = None,
     watch: Watch = lambda records, total, done: records,
 ) -> Outcome:
     """Adapt `base` by this method, train it on the batches, score it, and save the adapter into a folder, if given.
@@ -168,6 +173,7 @@ def run(
     seed       of what the method draws              identity  what must be the same for a resumed run to be this one:
     scored     steps to score, beside the last                 given, checkpoints are written into `folder`
     state      where to begin, if not afresh         recompute less memory and more time: see `model_loss`
+    engine, workers   of `fit`: they change no bit
     watch      wraps the records of training (a progress bar, say), given how many there will be and how many are done
 
     Raises Interrupted when stopped by hand and checkpoints are kept: what was trained is saved.
@@ -179,9 +185,8 @@ def run(
     keep(last)
     losses, seconds, scores, record = [], [], [], None
     try:
-        for record in watch(
-            fit(model_loss(fresh, recompute=recompute), batches, training, last), training.steps, last.step
-        ):
+        records = fit(model_loss(fresh, recompute=recompute), batches, training, last, workers, engine)
+        for record in watch(records, training.steps, last.step):
             last = record.state
             losses.append(record.measured[0])  # on a device it is not waited for
             seconds.append(record.seconds)
@@ -203,7 +208,8 @@ def run(
     if folder is not None:
         save_adapter(folder, model, method, base)
     values = tuple(float(loss) for loss in losses)
-    return Outcome(to_device(model, "cpu"), count(last.trained), values, tuple(seconds), tuple(scores))
+    traffic = record.traffic if record is not None else None
+    return Outcome(to_device(model, "cpu"), count(last.trained), values, tuple(seconds), tuple(scores), traffic)
 
 
 def adapt_to_file(
@@ -220,17 +226,20 @@ def adapt_to_file(
     device: str = "cpu",
     recompute: bool = False,
     checkpoint_every: int = 10,
+    engine: str | None = None,
+    workers: int | None = None,
     watch: Watch = lambda records, total, done: records,
     say: Callable[[str], None] = lambda line: None,
 ) -> Result:
     """Adapt `base` to the examples of a file and write the adapter to the folder `out`.
 
-    device "cpu" or "gpu"; a run may be continued on the other;
+    device "cpu" or "gpu"; a run may be continued on the other, and with another engine or number of workers (`fit`);
     watch  wraps the records of training (a progress bar, say), given how many there will be and how many are done;
     say    is told each finding in a line. Raises Interrupted when stopped by hand: what was trained is saved.
     """
     path, out = Path(path), Path(out)
     check_free(out, ADAPTER, overwrite=overwrite, resume=resume, inputs=(path,))
+    check_engine(engine or "threads", workers)
     trained = method.trained(adapt(base, method, None))  # raises where the base cannot be adapted by these settings
     matching(trained, training.rates)  # and for a rate of nothing
     contents = read_once(path)
@@ -262,8 +271,12 @@ def adapt_to_file(
                 checkpoint_every=checkpoint_every,
                 device=device,
                 recompute=recompute,
+                engine=engine,
+                workers=workers,
                 watch=watch,
             )
+            if outcome.traffic is not None:
+                say(moved(outcome.traffic, base, trained))
             say(f"adapted: {outcome.score:.4f} bits per byte of the held-out references")
     except KeyboardInterrupt:
         if (partial_folder(out) / CHECKPOINT).exists():
@@ -299,6 +312,16 @@ def read_file(
     text(examples, method)  # so that an error counts the file's own examples
     train, held_out = split(examples, data.held_out, data.seed)
     return text(train, method), text(held_out, method), text(held_out, None)
+
+
+def moved(traffic: Traffic, base: Transformer, trained: Arrays) -> str:
+    """What went between processes, in a line; beside it what would go if all of the base were trained."""
+    ready = "" if traffic.ready_after is None else f"; workers were ready after {traffic.ready_after:.2f} s"
+    return (
+        f"the last step moved {traffic.moved:,} bytes for {traffic.shards} of its shards; with full fine-tuning "
+        f"it would be {traffic.if_all_were_trained(parameters(base), trained):,}; "
+        f"the base, {traffic.held:,} bytes, was sent once{ready}"
+    )
 
 
 def _keeper(folder: Path | None, identity: Mapping[str, Any] | None) -> Callable[[TrainingState], None]:

@@ -1,9 +1,10 @@
 r"""Training: a loss, a flat dict of arrays, and a step that is a pure function of both.
 
-    batch → shards → gradients (threads) → their sum, in order → clip → AdamW → the next state
+    batch → shards → gradients (mapped) → their sum, in order → clip → AdamW → the next state
 
 Everything a step needs follows from (state, step number, seed): the batch, the dropout masks and the learning rate.
-So a run that is stopped and resumed ends with the same bits as one that was not.
+So a run that is stopped and resumed ends with the same bits as one that was not. How a batch is cut into shards is a
+setting too: who makes their gradients, and how many workers there are, changes no bit (`engine.mapping`).
 
 On a device a step only queues its work. Loss and norm stay there until a record is asked for them; the pieces of a
 batch are made one after another, because the device is busy with one already.
@@ -13,7 +14,9 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
@@ -24,7 +27,8 @@ from .config import TransformerConfig, matrix_multiply_adds
 from .engine.arrays import array_module, on_device
 from .engine.devices import explained_memory
 from .engine.differentiation import value_and_grad
-from .engine.threads import thread_map
+from .engine.mapping import Map, engine_map
+from .engine.threads import thread_map, worker_count
 from .model import Transformer, beside, language_model_loss, place_of, with_dropout
 from .optimization import TrainingConfig, TrainingState, clipped, global_norm, learning_rate, update
 from .parameters import Arrays, walk, with_parameters
@@ -41,12 +45,32 @@ class Batches(Protocol):
 
 
 @dataclass(frozen=True)
+class Traffic:
+    """What a step moved between processes.
+
+    shards   how many were made elsewhere      moved  bytes there and back: trained arrays, tokens, gradient
+    held     bytes of what workers were sent once, the frozen base, since the run began
+    ready_after  seconds from the start of worker processes until the last of them was ready; None for a cluster
+    """
+
+    shards: int
+    moved: int
+    held: int
+    ready_after: float | None
+
+    def if_all_were_trained(self, base: Arrays, trained: Arrays) -> int:
+        """The bytes that a step would move if every array of the base were trained: each there, its gradient back."""
+        return self.moved + 2 * self.shards * (_bytes(base) - _bytes(trained))
+
+
+@dataclass(frozen=True)
 class Record:
     """What one step did; the state is that after it.
 
     loss, gradient_norm   from before the step, in nats per trained token, and over all arrays. On a device they stay
                           there until one of them is asked for: that waits for the step
     seconds               of the step; on a device until its work was queued
+    traffic               of the step, where shards were made by other processes
     """
 
     step: int
@@ -55,6 +79,7 @@ class Record:
     seconds: float
     state: TrainingState
     measured: tuple[Any, Any] = field(repr=False)  # loss and norm as they were computed
+    traffic: Traffic | None = None
 
     @cached_property
     def loss(self) -> float:
@@ -116,21 +141,36 @@ def model_loss(model: Transformer, *, recompute: bool = False) -> ModelLoss:
 
 
 def fit(
-    loss: Loss, batches: Batches, config: TrainingConfig, state: TrainingState, workers: int | None = None
+    loss: Loss,
+    batches: Batches,
+    config: TrainingConfig,
+    state: TrainingState,
+    workers: int | None = None,
+    engine: str | None = None,
 ) -> Iterator[Record]:
     """Train from `state` to `config.steps`, yielding one record a step; stop reading and the run stops.
+
+    engine   who makes the gradients of the shards: see `engine.mapping`; when None, as `ModelLoss.engine` says
+    workers  of the engine, this process one of them; as many as there are cores when None
 
     Raises NonFiniteError when a loss or gradient is not finite: on the host at once, on a device after the last step
     and after every record whose loss was read. Raises DeviceMemoryError where a device has no room.
     """
-    gradient_of, pieces = value_and_grad(loss), getattr(loss, "pieces", lambda batch: 2)
+    pieces = getattr(loss, "pieces", lambda batch: 2)
     away = any(map(on_device, state.trained.values()))
-    with thread_map(1 if away else workers) as run:
-        for step in range(state.step, config.steps):
+    if state.step >= config.steps:
+        return
+
+    def cut(step: int) -> tuple[int, list[Any]]:
+        batch = batches[step]
+        return batch.tokens_trained, batch.shards(config.micro_batches or pieces(batch))
+
+    gradient_of, begun, first = ShardGradient(loss), state.step, cut(state.step)
+    with _mapped("inline" if away else engine, workers, len(first[1])) as run:
+        for step in range(begun, config.steps):
             began = time.perf_counter()
-            batch = batches[step]
+            tokens, shards = first if step == begun else cut(step)
             with explained_memory():
-                shards = batch.shards(config.micro_batches or pieces(batch))
                 value, gradient = _batch_gradient(gradient_of, state.trained, shards, (config.seed, step), run)
                 norm = global_norm(gradient)
                 if not (away or (math.isfinite(value) and math.isfinite(norm))):
@@ -138,27 +178,56 @@ def fit(
                 rate = learning_rate(step, config)
                 state = update(state, clipped(gradient, norm, config.clip), rate, config)
             seconds = time.perf_counter() - began
-            record = Record(step + 1, rate, batch.tokens_trained, seconds, state, (value, norm))
+            traffic = Traffic(run.shares, run.moved, run.sent, run.ready_after) if run.shares else None
+            record = Record(step + 1, rate, tokens, seconds, state, (value, norm), traffic)
             yield record
             if away and (record.was_read or state.step == config.steps):
                 record.check()
 
 
+@contextmanager
+def _mapped(engine: str | None, workers: int | None, shards: int) -> Iterator[Map]:
+    """The map of a run whose batches are cut into so many shards; of processes only as many as have something to do.
+
+    Threads that a shard leaves idle still work inside its operations; processes and machines cannot.
+    """
+    chosen = engine or "threads"
+    if chosen in ("inline", "threads"):
+        with engine_map(chosen, workers) as run:
+            yield run
+        return
+    if workers is not None and worker_count(workers) > shards:
+        warnings.warn(
+            f"{workers} workers were asked for and {shards} {'is' if shards == 1 else 'are'} used: "
+            f"a batch is cut into {shards} {'shard' if shards == 1 else 'shards'} (--shards, micro_batches)",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    with engine_map(chosen, min(worker_count(workers), shards), takes_part=True) as run:
+        yield run
+
+
+@dataclass(frozen=True)
+class ShardGradient:
+    """What is mapped over the shards of a batch: (trained arrays, shard, seed) → loss and gradient.
+
+    It holds the loss and with it the frozen base, which does not move while a run goes on.
+    """
+
+    loss: Loss
+
+    def __call__(self, job: tuple[Arrays, Any, tuple[int, ...]]) -> tuple[Any, Arrays]:
+        trained, shard, seed = job
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite gets a message of its own, in `fit`
+            return value_and_grad(self.loss)(trained, shard, np.random.default_rng(seed))
+
+
 def _batch_gradient(
-    gradient_of: Callable[..., tuple[Any, Arrays]],
-    trained: Arrays,
-    shards: list[Any],
-    seed: tuple[int, int],
-    run: Callable[..., list[Any]],
+    gradient_of: ShardGradient, trained: Arrays, shards: list[Any], seed: tuple[int, int], run: Map
 ) -> tuple[Any, Arrays]:
     """Loss and gradient of a batch as the sum over its shards, added in their order whoever made them."""
-    jobs = list(enumerate(shards))
-
-    def one(job: tuple[int, Any]) -> tuple[Any, Arrays]:
-        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite gets a message of its own, in `fit`
-            return gradient_of(trained, job[1], np.random.default_rng([*seed, job[0]]))
-
-    (value, gradient), *others = run(one, jobs)
+    jobs = [(trained, shard, (*seed, number)) for number, shard in enumerate(shards)]
+    (value, gradient), *others = run(gradient_of, jobs)
     for more, addend in others:
         value = value + more
         gradient = {name: gradient.pop(name) + addend.pop(name) for name in list(gradient)}  # let go one by one
@@ -178,6 +247,10 @@ def evaluate(model: Transformer, batches: Iterable[Any], workers: int | None = N
         losses = run(loss, held)  # all queued before the first is waited for
         nats = [float(loss) * batch.tokens_trained for loss, batch in zip(losses, held, strict=True)]
     return sum(nats) / sum(batch.tokens_trained for batch in held)
+
+
+def _bytes(arrays: Arrays) -> int:
+    return sum(int(array.nbytes) for array in arrays.values())
 
 
 def _first_not_finite(step: int, value: Any, trained: Arrays, gradient: Arrays) -> str:

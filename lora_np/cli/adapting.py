@@ -11,6 +11,7 @@ import typer
 from .options import (
     Base,
     Device,
+    Engine,
     MethodName,
     Out,
     Overwrite,
@@ -19,6 +20,7 @@ from .options import (
     Seed,
     Settings,
     Targets,
+    Workers,
     app,
     chosen_method,
     fraction,
@@ -57,6 +59,12 @@ def adapt(
     checkpoint_blocks: Annotated[
         bool, typer.Option("--checkpoint-blocks", help="Less memory, more time: compute each block again backward.")
     ] = False,
+    engine: Engine = None,
+    workers: Workers = None,
+    shards: Annotated[
+        int | None,
+        typer.Option(help="Pieces of a batch, made side by side; they, not who makes them, decide the bits."),
+    ] = None,
     seed: Seed = 0,
     device: Device = "cpu",
     resume: Resume = False,
@@ -81,7 +89,12 @@ def adapt(
     of_lora = {"rank": rank, "alpha": alpha, "targets": targets, "dropout": dropout, "bias": bias}
     chosen = chosen_method(method, settings, {**of_lora, "tied_head": tied_head})
     training = TrainingConfig(
-        steps=steps, learning_rate=learning_rate, warmup=min(20, steps // 10), seed=seed, rates=rates_of(rates)
+        steps=steps,
+        learning_rate=learning_rate,
+        warmup=min(20, steps // 10),
+        micro_batches=shards,
+        seed=seed,
+        rates=rates_of(rates),
     )
     model = load_model(base)
     result = adapt_to_file(
@@ -96,6 +109,8 @@ def adapt(
         overwrite=overwrite,
         device=device,
         recompute=checkpoint_blocks,
+        engine=engine,
+        workers=workers,
         watch=lambda records, total, done: watch(records, "step", total, done, describe),
         say=say,
     )

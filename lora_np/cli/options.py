@@ -46,6 +46,11 @@ Resume = Annotated[
     bool, typer.Option("--resume", help="Continue an interrupted run; the result is the same to the bit.")
 ]
 Device = Annotated[str, typer.Option(help="cpu, or gpu: needs CuPy and a CUDA device.")]
+Engine = Annotated[
+    str | None,
+    typer.Option(help="inline, threads, processes or dask://HOST:PORT: who computes; no bit depends on it."),
+]
+Workers = Annotated[int | None, typer.Option(help="How many of them; as many as cores when left out.")]
 Seed = Annotated[int, typer.Option(help="Of everything random.")]
 AdapterFolder = Annotated[Path, typer.Argument(help="Adapter folder, as written by `lora-np adapt`.")]
 

@@ -26,7 +26,7 @@ from typing import Any
 from .parcels import Parcel, aligned, answer_of, opened, packed, result_of, unpacked
 from .threads import Then, at_work, ignored, one_matrix_thread
 
-SECONDS_TO_CONNECT = 6.0
+SECONDS_TO_CONNECT = 4.0
 SECONDS_WITHOUT_WORKERS = 10.0
 SAME = ("lora_np", "numpy")  # what must have one version everywhere
 MOST_TRIES = 3
@@ -226,13 +226,20 @@ def _connected(address: str) -> Any:
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what matters is said here, in one line
     client: Any = Client.__new__(Client)
     try:
-        socket.create_connection((host, int(port)), SECONDS_TO_CONNECT).close()
+        _check_answer(host, int(port))
         client.__init__(f"tcp://{host}:{port}", timeout=SECONDS_TO_CONNECT, set_as_default=False, name="lora_np")
         return client
     except Exception as error:  # whatever else may listen there
         client.status = "closed"  # or else it waits for an answer once more, when it is collected
         why = str(error).partition("\n")[0] or type(error).__name__
         raise ClusterError(f"no scheduler of Dask answers at {address}: {why}") from None
+
+
+def _check_answer(host: str, port: int) -> None:
+    """Raise OSError unless whoever listens there speaks first, as a scheduler does: Dask itself would wait for ever."""
+    with socket.create_connection((host, port), SECONDS_TO_CONNECT) as peer:
+        if not peer.recv(1):
+            raise ConnectionError("who listens there hung up")
 
 
 def _why(future: Any) -> str:

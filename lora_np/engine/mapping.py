@@ -45,8 +45,15 @@ class Here:
         return self._run(function, items, then)
 
 
-def check_engine(engine: str) -> str:
-    """The engine, if it is one. Raises ValueError."""
+def check_engine(engine: str, workers: int | None = None) -> None:
+    """Raise, before any work is done, what `engine_map` would raise; a cluster is asked whether it is there."""
+    worker_count(workers)
+    if _known(engine).startswith("dask://"):
+        with engine_map(engine, workers):
+            pass
+
+
+def _known(engine: str) -> str:
     if engine not in ("inline", "threads", "processes") and not engine.startswith("dask://"):
         raise ValueError(f"engine must be one of {', '.join(ENGINES)}; got {engine!r}")
     return engine
@@ -64,7 +71,7 @@ def engine_map(engine: str = "threads", workers: int | None = None, *, takes_par
     no cluster to be had.
     """
     number = worker_count(workers)
-    if check_engine(engine) == "inline" or not threads_start():
+    if _known(engine) == "inline" or not threads_start():
         with thread_map(1) as inline:
             yield Here(inline)
     elif engine == "threads" or (engine == "processes" and takes_part and number == 1):

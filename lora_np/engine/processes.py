@@ -36,6 +36,7 @@ from .threads import VARIABLE, Then, ignored, one_matrix_thread
 
 PACKAGE = Path(__file__).parents[1] / "__init__.py"
 SHARED = Path("/dev/shm")  # files here are memory
+SECONDS_TO_DIE = 2.0  # between the moment when a socket closes and that when its process has ended
 MOST_DEATHS = 3  # workers that one item may end, and workers that may end before they are ready
 
 # Set before the matrix library is loaded, which reads them once.
@@ -58,7 +59,7 @@ class Worker:
     """One process, and what it is at.
 
     doing    the index of its item, None when it is idle    ready_after  seconds from its start; None until then
-    holds    the digest of its function
+    holds    the digest of its function                     is_lost      its socket is closed
     """
 
     def __init__(self) -> None:
@@ -80,6 +81,7 @@ class Worker:
         self.doing: int | None = None
         self.holds: str | None = None
         self.ready_after: float | None = None
+        self.is_lost = False
         self.connection.send_bytes(packed(("path", [place or os.getcwd() for place in sys.path])))
 
     @property
@@ -116,8 +118,10 @@ class Worker:
         return message
 
     def end(self) -> str:
-        """Kill it, wait for it, and say how it ended."""
-        code = self._process.poll()
+        """Kill it, unless it has ended or is about to, wait for it, and say how it ended."""
+        code = None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            code = self._process.wait(SECONDS_TO_DIE if self.is_lost else 0)
         self._process.kill()
         self._process.wait()
         self._errors.seek(0)
@@ -126,7 +130,7 @@ class Worker:
             with contextlib.suppress(OSError):
                 file.close()  # type: ignore[union-attr]
         _alive.discard(self)
-        how = f"by signal {-code}" if code is not None and code < 0 else f"with exit code {code}"
+        how = "unasked" if code is None else f"by signal {-code}" if code < 0 else f"with exit code {code}"
         return f"{how}, and said: {said[-1]}" if said else how
 
 
@@ -273,7 +277,7 @@ class ProcessMap:
 
     def _replace(self, worker: Worker, todo: deque[int], ended: Counter[int]) -> None:
         """Another in the place of one that ended; what it was at is to be done again."""
-        index, was_ready = worker.doing, worker.ready_after is not None
+        index, was_ready, worker.is_lost = worker.doing, worker.ready_after is not None, True
         how = self._drop(worker)
         if index is not None:
             todo.appendleft(index)
