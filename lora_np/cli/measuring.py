@@ -24,12 +24,34 @@ def study(
     device: Device = "cpu",
     resume: Resume = False,
     overwrite: Overwrite = False,
+    paper: Annotated[
+        bool, typer.Option("--paper", help="The paper's tables and figures in miniature, and what was said since.")
+    ] = False,
+    only: Annotated[str | None, typer.Option(help="With --paper: some sections, with commas between.")] = None,
+    tasks: Annotated[str | None, typer.Option(help="With --paper: the tasks of tables 2 to 4.")] = None,
+    methods: Annotated[str | None, typer.Option(help="With --paper: some methods, with commas between.")] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="With --paper: inline, threads, processes, or dask://HOST:PORT.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="With --paper: processes; as many as cores if left out.")] = None,
+    parquet: Annotated[bool, typer.Option("--parquet", help="With --paper: the rows as results.parquet too.")] = False,
 ) -> int:
     """The main experiment, with nothing but the package: gradients, ranks 1 to 16, merge proofs, and a report.
 
     Example: lora-np study --out lora-study
     """
     from dataclasses import replace
+
+    chosen = {"only": only, "tasks": tasks, "methods": methods, "scheduler": scheduler, "workers": workers}
+    if paper:
+        from .repeating import repeated
+
+        if device != "cpu":
+            raise ValueError("--device belongs to the study without --paper: leave it out")
+        places = {"base": base, "resume": resume, "overwrite": overwrite, "parquet": parquet}
+        return repeated(out, full=full, chosen=chosen, **places)
+    if given := [name for name, value in {**chosen, "parquet": parquet or None}.items() if value is not None]:
+        raise ValueError(f"--{given[0]} belongs to --paper: add it, or leave --{given[0]} out")
 
     from ..paper.results import StudyConfig
     from ..paper.study import study as studied
