@@ -11,7 +11,7 @@ $$Y = X W_0^T + 1 b^T + \sum_i P_i^T\, s_i\,(P_i X) A_i^T B_i^T \tag{J1}$$
 which costs $\sum_i n_i r_i (d_\mathrm{in} + d_\mathrm{out})$ multiply-adds beside the dense map's, n_i the rows of
 adapter i. Ranks may differ: nothing is padded, for A and B are as high and as wide as the ranks together.
 
-**Derivation.** A row has one adapter, so $P_i P_j^T = 0$ for $i \ne j$ and $P_i P_i^T = 1$: what (J1) adds to the rows of
+**Derivation.** A row has one adapter, so $P_i P_j^T = 0$ for $i \ne j$ and $P_i P_i^T = 1$: what (J1) adds to rows of
 adapter i is the low-rank branch of `lora_linear` on those rows, and only they move its factors. With $G_i = P_i G$ and
 $Z_i = (P_i X) A_i^T$, (G0) to (G3) of `lora_np.operations.linear` become
 
