@@ -95,7 +95,7 @@ class Transformer:
         self,
         tokens: Array,
         mask: Array | None = None,
-        caches: tuple[Cache, ...] | None = None,
+        caches: tuple[Any, ...] | None = None,
         types: Array | None = None,
     ) -> Array:
         """Logits (batch, seq, vocab) of the token that follows each position; (batch, 1, classes) of a classifier.
@@ -116,7 +116,7 @@ class Transformer:
         self,
         tokens: Array,
         mask: Array | None = None,
-        caches: tuple[Cache, ...] | None = None,
+        caches: tuple[Any, ...] | None = None,
         types: Array | None = None,
         *,
         through: Callable[[Any, Array, Reading], Array] = lambda block, h, reading: block(h, reading),

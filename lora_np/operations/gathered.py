@@ -44,12 +44,12 @@ class Run(NamedTuple):
     """Adapters side by side that have one rank and one number of sequences.
 
     members   the sequences, those of one adapter after those of another: a slice where they are neighbours
-    first     the first adapter        count   how many        rank   of each        at   their part of A and B
+    first     the first adapter    adapters   how many    rank   of each    at   their part of A and B
     """
 
     members: Any
     first: int
-    count: int
+    adapters: int
     rank: int
     at: slice
 
@@ -118,7 +118,7 @@ def gathered_linear_backward(saved: Any, dy: Array, wanted: Wanted) -> list[Arra
     x, W, A, B, runs, scalings, kept, shape = saved
     xp = array_module(dy)
     G = dy.reshape(len(dy), -1, dy.shape[-1])
-    X = None if x is None else x.reshape(*G.shape[:2], -1)
+    X: Any = None if x is None else x.reshape(*G.shape[:2], -1)
     dZ = []
     for run in runs if "x" in wanted or "A" in wanted else ():
         g = _gathered(G, run)
@@ -156,7 +156,7 @@ def gathered_linear_backward(saved: Any, dy: Array, wanted: Wanted) -> list[Arra
 
 def _factors(A: Array, B: Array, run: Run) -> tuple[Array, Array]:
     """A_i (k, r, d_in) and B_i (k, d_out, r) of the adapters of a run, without a copy."""
-    shape = run.count, run.rank
+    shape = run.adapters, run.rank
     return A[run.at].reshape(*shape, -1), B[:, run.at].reshape(-1, *shape).swapaxes(0, 1)
 
 
@@ -167,12 +167,12 @@ def _at(run: Run, like: Array) -> Any:
 
 def _gathered(x: Array, run: Run) -> Array:
     """The rows of a run, (k, n, width): x (batch, rows, width) holds those of each sequence."""
-    return x[_at(run, x)].reshape(run.count, -1, x.shape[-1])
+    return x[_at(run, x)].reshape(run.adapters, -1, x.shape[-1])
 
 
 def _scales(scalings: tuple[float, ...], run: Run, like: Array) -> Any:
     """s of each adapter of a run, to multiply (k, n, width)."""
-    mine = scalings[run.first : run.first + run.count]
+    mine = scalings[run.first : run.first + run.adapters]
     if len(set(mine)) == 1:
         return mine[0]
     return array_module(like).asarray(np.array(mine)[:, None, None].astype(like.dtype))

@@ -97,20 +97,23 @@ def applied(base: Transformer, adapter: Adapter) -> Transformer:
     return with_modules(base, beside)
 
 
-def adapted_maps(base: Transformer, adapter: Adapter) -> dict[str, Linear]:
-    """The maps of the base that it adapts, by path. Raises ValueError where the base has none, or one of other size."""
+def adapted_maps(base: Transformer, *adapters: Adapter) -> dict[str, Linear]:
+    """The maps of the base that these adapt, by path. Raises ValueError where it has none, or one of another size."""
     maps = {path: node for path, node in walk(base) if isinstance(node, Linear)}
-    for path, (A, B, _) in adapter.factors.items():
-        if path not in maps:
-            raise ValueError(
-                f"adapter {adapter.name!r} adapts {path}, and the base has only {nearest_first(path, maps)}"
-            )
-        if maps[path].W.shape != (len(B), A.shape[1]):
-            raise ValueError(
-                f"adapter {adapter.name!r}: the update of {path} is {(len(B), A.shape[1])}, and the base's map is "
-                f"{maps[path].W.shape}: it was made for another base"
-            )
-    return {path: maps[path] for path in adapter.factors}
+    found = {}
+    for adapter in adapters:
+        for path, (A, B, _) in adapter.factors.items():
+            if path not in maps:
+                raise ValueError(
+                    f"adapter {adapter.name!r} adapts {path}, and the base has only {nearest_first(path, maps)}"
+                )
+            if maps[path].W.shape != (len(B), A.shape[1]):
+                raise ValueError(
+                    f"adapter {adapter.name!r}: the update of {path} is {(len(B), A.shape[1])}, and the base's map is "
+                    f"{maps[path].W.shape}: it was made for another base"
+                )
+            found[path] = maps[path]
+    return found
 
 
 def method_of(adapter: Adapter) -> Method:

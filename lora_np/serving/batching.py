@@ -14,10 +14,9 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from ..engine.arrays import Array
-from ..engine.devices import on_device, to_host
+from ..engine.arrays import Array, on_device
 from ..generation import check_writes, sample
-from ..model import Transformer, place_of
+from ..model import Cache, Transformer, place_of
 from .adapter import Adapter
 from .bank import AdapterBank
 from .memory import Key, PromptMemory
@@ -99,7 +98,7 @@ class Batch:
             self._model = None
         return done
 
-    def _prefilled(self, group: Sequence[Member]) -> tuple[Array, tuple]:
+    def _prefilled(self, group: Sequence[Member]) -> tuple[Array, tuple[Cache, ...]]:
         """Logits (batch, vocab) of what follows each prompt, and the caches that reading them filled."""
         prompts = [writing.request.prompt for writing, _ in group]
         model = mixed(self.base, [adapter for _, adapter in group])
@@ -110,7 +109,7 @@ class Batch:
 
     def _take(self, writings: Sequence[Writing], logits: Array) -> list[str | None]:
         """The next token of each, from its row of logits; why it ends, where it does."""
-        best = to_host(logits.argmax(axis=-1))
+        best = logits.argmax(axis=-1)
         ends = []
         for writing, row, likeliest in zip(writings, logits, best.tolist(), strict=True):
             hot = writing.request.temperature

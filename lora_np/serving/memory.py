@@ -44,7 +44,8 @@ class PromptMemory:
         length = len(key[2])
         own = []
         for cache in caches:
-            assert cache.keys is not None and cache.values is not None
+            assert cache.keys is not None
+            assert cache.values is not None
             at = slice(row, row + 1), slice(length)
             own.append(Cache(length, cache.keys[at].copy(), cache.values[at].copy(), length))
         read = Read(tuple(own), logits.copy())

@@ -40,7 +40,7 @@ class Mixed:
     """A frozen map with the factors of many adapters beside it, and which of them each sequence of the batch uses.
 
     A, B              (R, d_in) and (d_out, R), those of all adapters one beside the other
-    which             the adapter of each sequence, −1 for none       ranks, scalings   of each adapter; rank 0: not here
+    which             the adapter of each sequence, −1 for none    ranks, scalings   of each adapter; rank 0: not here
     form              "mask" or "gather"; None: the cheaper of the two, as counted
 
     Calling it raises ValueError for a batch of another size than `which`.
@@ -97,7 +97,7 @@ def multiply_adds(form: str, which: Which, ranks: tuple[int, ...], rows: int, d_
 def form_of(which: Which, ranks: tuple[int, ...], rows: int, d_out: int, d_in: int) -> str:
     """The form that costs less: its multiply-adds, and for gathering the calls of each run as well."""
     runs = runs_of(which, ranks)
-    calls = len(runs) * RUN + sum(run.count for run in runs) * PRODUCT
+    calls = len(runs) * RUN + sum(run.adapters for run in runs) * PRODUCT
     gather = multiply_adds("gather", which, ranks, rows, d_out, d_in) + calls
     return "mask" if multiply_adds("mask", which, ranks, rows, d_out, d_in) <= gather else "gather"
 
@@ -118,9 +118,7 @@ def stacked(base: Transformer, adapters: Sequence[Adapter], form: str | None = N
     """The base with the factors of all these adapters side by side, in their order, for batches of no sequence yet."""
     if form is not None and form not in FORMS:
         raise ValueError(f"form must be one of {', '.join(FORMS)}, or None; got {form!r}")
-    maps: dict[str, Linear] = {}
-    for adapter in adapters:
-        maps |= adapted_maps(base, adapter)
+    maps = adapted_maps(base, *adapters)
     return with_modules(base, {path: _stack(path, module, adapters, form) for path, module in maps.items()})
 
 

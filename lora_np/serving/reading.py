@@ -44,7 +44,7 @@ def folders_in(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
             check_name(name)
             if name in found or name in skipped:
                 first = found.pop(name, folder / name)
-                raise ValueError(f"two folders have this one name, {ascii(first.name)} and {ascii(own)}: rename one")
+                raise ValueError(f"two folders have this one name, {first.name!a} and {own!a}: rename one")
             if (folder / own).resolve().parent != root:
                 raise ValueError(f"{folder / own} is a link that leads out of {folder}")
             found[name] = folder / own
