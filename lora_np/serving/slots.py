@@ -99,7 +99,8 @@ class Rows:
         grown = []
         for i, cache in enumerate(caches):
             assert cache.keys is not None
-            pair = [np.empty((self.most, room, cache.keys.shape[2]), cache.keys.dtype) for _ in "kv"]
+            shape = self.most, room, cache.keys.shape[2]
+            pair = [np.zeros(shape, cache.keys.dtype) for _ in "kv"]  # what is hidden must be a number: 0 · NaN is NaN
             for new, old in zip(pair, self._arrays[i] if self._arrays else (), strict=False):
                 new[: len(self.lengths), : self.room] = old[: len(self.lengths)]
             grown.append(pair)
