@@ -209,7 +209,7 @@ def trained_alone(base: Any, adapter: Adapter, config: TrainingConfig, batches: 
     return last.state.trained
 
 
-def together_gap(dtype: Any, count: int = 8, steps: int = 10) -> Any:
+def together_gap(dtype: Any, count: int = 8, steps: int = 5) -> Any:
     """The largest difference of any trained number, and how far training moved one."""
     base = base_of(dtype)
     adapters = [a.renamed(f"t{i}") for i, a in enumerate((adapters_of(base) * 2)[:count])]
@@ -228,12 +228,12 @@ def together_gap(dtype: Any, count: int = 8, steps: int = 10) -> Any:
 
 
 def test_eight_adapters_trained_in_one_batch_end_where_each_ends_alone() -> None:
-    """In float64 ten steps of AdamW differ by 2e-13 to 1e-12 (measured on six seeds), where a step moves 1e-2: the
-    bound is ten times that. In float32 the gap is that of float32."""
+    """Five steps of AdamW at a rate of 1e-2 move a number by 3.5e-2. Measured on six sets of batches, the two ways end
+    at most 2.8e-15 apart in float64 and 4.8e-7 in float32; the bounds are ten times that."""
     gap, moved = together_gap(np.float64)
     assert moved > 0.02  # contrast: they learned
-    assert 0.0 < gap < 1e-11
-    assert 1e-8 < together_gap(np.float32)[0] < 1e-11 * 2.0**29
+    assert gap < 3e-14
+    assert 0.0 < together_gap(np.float32)[0] < 5e-6
 
 
 def test_training_together_sees_another_ones_examples() -> None:
