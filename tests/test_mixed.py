@@ -229,11 +229,11 @@ def together_gap(dtype: Any, count: int = 8, steps: int = 5) -> Any:
 
 def test_eight_adapters_trained_in_one_batch_end_where_each_ends_alone() -> None:
     """Five steps of AdamW at a rate of 1e-2 move a number by 3.5e-2. Measured on six sets of batches, the two ways end
-    at most 2.8e-15 apart in float64 and 4.8e-7 in float32; the bounds are ten times that."""
+    at most 2.8e-15 apart in float64 and 6.1e-7 in float32; the bounds are ten times that."""
     gap, moved = together_gap(np.float64)
     assert moved > 0.02  # contrast: they learned
     assert gap < 3e-14
-    assert 0.0 < together_gap(np.float32)[0] < 5e-6
+    assert 0.0 < together_gap(np.float32)[0] < 6e-6
 
 
 def test_training_together_sees_another_ones_examples() -> None:

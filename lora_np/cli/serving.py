@@ -1,13 +1,18 @@
-"""Many requests at once, each with its own adapter: what `generate --prompts` does."""
+"""Many requests at once, each with its own adapter: what `generate --prompts` and `bench serving` do."""
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 
-from .options import say
+from ..disk.marks import Kind
+from ..disk.writing import write_atomically, write_json
+from .options import say, table
 from .streams import one_line
 
 
@@ -52,3 +57,40 @@ def answer_all(
     for name, why in skipped.items():
         print(one_line(f"lora-np: skipped {name}: {why}"), file=sys.stderr)
     return 1 if skipped else 0
+
+
+SERVING = Kind("bench serving", ("serving.json", "serving.md"))
+
+
+def measured_serving(
+    what: str,
+    rest: Mapping[str, bool],
+    rounds: int,
+    peers: bool,
+    workers: int | None,
+    out: Path | None,
+    as_json: bool,
+    overwrite: bool,
+) -> int:
+    """`rest` says which options were given that mean nothing here."""
+    from ..bench.serving import bench_serving, serving_markdown, serving_tables
+    from ..disk.folders import new_folder
+    from ..progress import watch
+
+    if what != "serving":
+        raise ValueError(f"what to measure must be step or serving, got {what!r}")
+    if given := [name for name, was_given in rest.items() if was_given]:
+        raise ValueError(f"bench serving takes no {given[0]}")
+    place = nullcontext() if out is None else new_folder(out, SERVING, overwrite=overwrite)
+    with place as folder:
+        report = bench_serving(rounds, peers, workers, lambda lines, total: watch(lines, "timing", total, show=str))
+        if folder is not None:
+            write_json(folder / "serving.json", report.as_dict())
+            write_atomically(folder / "serving.md", serving_markdown(report).encode())
+    if as_json:
+        say(json.dumps(report.as_dict(), indent=2))
+        return 0
+    say(report.machine)
+    for title, head, rows in serving_tables(report):
+        table(title, head, rows)
+    return 0
