@@ -189,7 +189,10 @@ def check_ids(ids: Array, words: int) -> None:
 
 def place_of(model: Any) -> Array:
     """An array of the model, to see where it lives: of the token table where it has one, which is found at once."""
-    return next(node for _, node in walk(getattr(model, "tokens", model)) if is_array(node))
+    table = getattr(model, "tokens", model)
+    if is_array(array := getattr(table, "W", None)):
+        return array
+    return next(node for _, node in walk(table) if is_array(node))
 
 
 def beside(model: Any, thing: Any) -> Any:

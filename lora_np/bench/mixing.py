@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..files import load_model, save_adapter
+from ..files import digest, load_model, save_adapter
 from ..generation import generate
 from ..model import Transformer
 from ..optimization import TrainingConfig, start
@@ -93,13 +93,7 @@ def peer(count: int) -> Callable[[Task], Step]:
 
 def many(task: Task) -> Step:
     """A thousand adapters on disk and few of them in memory; gives back what was seen, not a time."""
-    base, folder = load_model(), tempfile.TemporaryDirectory()
-    one = AdapterBank(base)
-    for adapter in adapters(base, MANY):
-        path = Path(folder.name) / adapter.name
-        path.mkdir()
-        save_adapter(path, applied(base, adapter), method_of(adapter), one.digest)
-    rng = np.random.default_rng(task.seed)
+    base, rng = load_model(), np.random.default_rng(task.seed)
     chosen = rng.integers(0, MANY, REQUESTS).tolist()
     lengths = rng.integers(1, len(PROMPT) + 1, REQUESTS).tolist()
     requests = [
@@ -107,32 +101,36 @@ def many(task: Task) -> Step:
     ]
 
     def step() -> dict[str, Any]:
-        began = time.perf_counter()
-        bank = AdapterBank(base, folder.name, most_bytes=LIMIT)
-        opened, kept, equal = time.perf_counter() - began, 0, 0
-        answers = []
-        for answer in serve(base, requests, bank, most=task.size.batch):
-            kept = max(kept, bank.kept_bytes)
-            answers.append(answer)
-        served = time.perf_counter() - began
-        for answer in answers:
-            model = applied(base, bank[answer.request.adapter or ""])
-            text = tuple(generate(model, np.array(answer.request.prompt), answer.request.most))
-            equal += text == answer.tokens
-        size = sum(file.stat().st_size for file in Path(folder.name).rglob("*") if file.is_file())
-        return {
-            "adapters": MANY,
-            "requests": len(answers),
-            "distinct": len(set(chosen)),
-            "equal": equal,
-            "on_disk": size,
-            "limit": LIMIT,
-            "kept": kept,
-            "opened": opened,
-            "served": served,
-        }
+        with tempfile.TemporaryDirectory() as name:
+            size = _written_out(base, Path(name))
+            began = time.perf_counter()
+            bank = AdapterBank(base, name, most_bytes=LIMIT)
+            opened, kept, answers = time.perf_counter() - began, 0, []
+            for answer in serve(base, requests, bank, most=task.size.batch):
+                kept = max(kept, bank.kept_bytes)
+                answers.append(answer)
+            served = time.perf_counter() - began
+            equal = sum(answer.tokens == _alone(base, bank, answer.request) for answer in answers)
+        found = {"adapters": MANY, "requests": len(answers), "distinct": len(set(chosen)), "equal": equal}
+        return {**found, "on_disk": size, "limit": LIMIT, "kept": kept, "opened": opened, "served": served}
 
     return step
+
+
+def _written_out(base: Transformer, folder: Path) -> int:
+    """A folder for each of many adapters; the bytes of all files."""
+    own = digest(base)
+    for adapter in adapters(base, MANY):
+        path = folder / adapter.name
+        path.mkdir()
+        save_adapter(path, applied(base, adapter), method_of(adapter), own)
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def _alone(base: Transformer, bank: AdapterBank, request: Request) -> Tokens:
+    """The same request with nobody beside it."""
+    model = applied(base, bank[request.adapter or ""])
+    return tuple(generate(model, np.array(request.prompt), request.most))
 
 
 def trained_together(task: Task) -> Step:
