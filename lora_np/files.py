@@ -129,18 +129,23 @@ def save_adapter(folder: str | Path, model: Transformer, method: Method, base: T
     write_json(Path(folder) / "adapter.json", about)
 
 
-def load_adapter(folder: str | Path, base: Transformer) -> tuple[Transformer, Method]:
+def load_adapter(
+    folder: str | Path, base: Transformer, *, base_digest: str | None = None
+) -> tuple[Transformer, Method]:
     """The base with the adapter of this folder beside it; raises ValueError when it was trained on another base.
 
     Arrays that are stored in another precision than that of the base are cast to it.
+
+    base_digest   digest(base), for who has it already: of a thousand adapters it is the same
     """
     folder = Path(folder)
     about, path = read_json(folder / "adapter.json"), folder / "adapter.json"
     if not isinstance(about.get("base"), str):
         raise ValueError(f"{path}: 'base' must be the digest of a model")
-    if about["base"] != digest(base):
+    base_digest = base_digest or digest(base)
+    if about["base"] != base_digest:
         raise ValueError(
-            f"{folder} was trained on another base: its digest is {about['base'][:12]}, this base's {digest(base)[:12]}"
+            f"{folder} was trained on another base: its digest is {about['base'][:12]}, this base's {base_digest[:12]}"
         )
     arrays, header = read_arrays(folder / "adapter.safetensors")
     _check_about(about, header, path)

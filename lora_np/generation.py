@@ -32,8 +32,7 @@ def generate(
     finite, for one above 0 without rng, for a prompt that is empty or longer than the context, and for a model that
     does not predict what follows.
     """
-    if model.config.classes or not model.config.causal:
-        raise ValueError(f"a model must be causal to write text, and this one ({model.config.architecture}) is not")
+    check_writes(model)
     if not (math.isfinite(temperature) and temperature >= 0.0):
         raise ValueError(f"temperature must be a number of at least 0, got {temperature!r}")
     if not len(prompt):
@@ -50,6 +49,12 @@ def generate(
             return
         with explained_memory():
             logits = model(beside(model, np.array([[token]])), caches=caches)[0, -1]
+
+
+def check_writes(model: Transformer) -> None:
+    """Raise ValueError for a model that does not predict what follows."""
+    if model.config.classes or not model.config.causal:
+        raise ValueError(f"a model must be causal to write text, and this one ({model.config.architecture}) is not")
 
 
 def sample(logits: Array, temperature: float, rng: np.random.Generator | None) -> int:

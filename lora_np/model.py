@@ -45,6 +45,8 @@ from .modules import (
     Reading,
     RMSNorm,
     Rotary,
+    longest,
+    places,
 )
 from .operations import cross_entropy, head_cross_entropy
 from .parameters import parameters, walk, with_modules, with_parameters
@@ -94,7 +96,7 @@ class Transformer:
         self,
         tokens: Array,
         mask: Array | None = None,
-        caches: tuple[Cache, ...] | None = None,
+        caches: tuple[Any, ...] | None = None,
         types: Array | None = None,
     ) -> Array:
         """Logits (batch, seq, vocab) of the token that follows each position; (batch, 1, classes) of a classifier.
@@ -116,7 +118,7 @@ class Transformer:
         self,
         tokens: Array,
         mask: Array | None = None,
-        caches: tuple[Cache, ...] | None = None,
+        caches: tuple[Any, ...] | None = None,
         types: Array | None = None,
         *,
         through: Callable[[Any, Array, Reading], Array] = lambda block, h, reading: block(h, reading),
@@ -134,18 +136,18 @@ class Transformer:
             h = through(block, h, Reading(tokens, mask, caches[i] if caches else None, tables))
         return h if self.norm is None else self.norm(h)
 
-    def _embedded(self, tokens: Array, seen: int, types: Array | None) -> Array:
+    def _embedded(self, tokens: Array, seen: Any, types: Array | None) -> Array:
         """What the first block reads: (batch, seq, d_model)."""
         h = self.tokens(tokens)
         if not isinstance(self.positions, Rotary):
-            h = h + self.positions(array_module(tokens).arange(seen, seen + tokens.shape[1]))
+            h = h + self.positions(places(seen, tokens.shape[1], array_module(tokens)))
         if self.types is not None:
             h = h + self.types(array_module(tokens).zeros_like(tokens) if types is None else types)
         return h if self.first_norm is None else self.first_norm(h)
 
-    def caches(self) -> tuple[Cache, ...]:
-        """Empty caches, one a block, each for the whole context."""
-        return tuple(Cache(self.config.context) for _ in self.blocks)
+    def caches(self, room: int | None = None) -> tuple[Cache, ...]:
+        """Empty caches, one a block, each for so many tokens, or the whole context."""
+        return tuple(Cache(room or self.config.context) for _ in self.blocks)
 
 
 def with_head(
@@ -179,11 +181,11 @@ def recomputing(block: Block, h: Array, reading: Reading) -> Array:
     return recomputed(lambda arrays, h: with_parameters(next(same), arrays)(h, reading), boxed, h)
 
 
-def _check_tokens(tokens: Array, seen: int, model: Transformer) -> None:
+def _check_tokens(tokens: Array, seen: Any, model: Transformer) -> None:
     if not (is_array(tokens) and tokens.ndim == 2 and tokens.dtype.kind in "iu" and tokens.size):
         got = f"{tokens.dtype} {tokens.shape}" if is_array(tokens) else type(tokens).__name__
         raise TypeError(f"tokens must be integers of shape (batch, seq), got {got}")
-    length = seen + tokens.shape[1]
+    length = longest(seen) + tokens.shape[1]
     if length > model.config.context:
         raise ValueError(f"the context holds {model.config.context} tokens, got a sequence of {length}")
     check_ids(tokens, model.tokens.words)
@@ -208,7 +210,10 @@ def check_ids(ids: Array, words: int) -> None:
 
 def place_of(model: Any) -> Array:
     """An array of the model, to see where it lives: of the token table where it has one, which is found at once."""
-    return next(node for _, node in walk(getattr(model, "tokens", model)) if is_array(node))
+    table = getattr(model, "tokens", model)
+    if is_array(array := getattr(table, "W", None)):
+        return array
+    return next(node for _, node in walk(table) if is_array(node))
 
 
 def beside(model: Any, thing: Any) -> Any:

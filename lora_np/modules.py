@@ -93,11 +93,25 @@ class Rotary:
     d_head: int
     theta: float = 1e4
 
-    def tables(self, start: int, seq: int, like: Array) -> tuple[Array, Array]:
-        """cos and sin (seq, d_head / 2) of the positions from `start` on, in the precision and the place of `like`."""
-        cos, sin = _tables(1 << (start + seq - 1).bit_length(), self.d_head, self.theta, like.dtype)
+    def tables(self, seen: Any, seq: int, like: Array) -> tuple[Array, Array]:
+        """cos and sin (seq, d_head / 2) of the positions behind `seen`, in the precision and the place of `like`;
+        (batch, seq, d_head / 2) where each sequence has seen its own number of them, (batch, 1)."""
+        end = longest(seen) + seq
+        cos, sin = _tables(1 << (end - 1).bit_length(), self.d_head, self.theta, like.dtype)
+        at = slice(seen, end) if isinstance(seen, int) else places(seen, seq)
         asarray = array_module(like).asarray
-        return asarray(cos[start : start + seq]), asarray(sin[start : start + seq])
+        return asarray(cos[at]), asarray(sin[at])
+
+
+def longest(seen: Any) -> int:
+    """How many tokens the longest sequence has seen."""
+    return seen if isinstance(seen, int) else int(seen.max())
+
+
+def places(seen: Any, seq: int, xp: Any = np) -> Array:
+    """The positions of `seq` tokens behind `seen`: (seq,); (batch, seq) where that is (batch, 1), a number for each."""
+    array: Array = xp.arange(seen, seen + seq) if isinstance(seen, int) else xp.asarray(seen + np.arange(seq))
+    return array
 
 
 @functools.lru_cache(maxsize=8)

@@ -21,6 +21,7 @@ FLOORS = (
     {"generation", "loading", "lora", "training"},
     {"methods", "proofs"},
     {"cases", "costs", "evaluation", "files"},
+    {"serving"},
     {"adaptation", "bench", "gradients"},
     {"certificate", "figures", "pretrained", "vocabularies"},
     {"merges", "paper"},

@@ -26,6 +26,7 @@ from ..optimization import adamw, start
 from ..parameters import Arrays, parameters
 from ..training import Record, fit, model_loss
 from ..wrappers import merge
+from .mixing import SERVING
 from .sizes import LORA, PROMPT, RANK, TRAINING, RandomTokens, Step, Task, adapted_model, with_adapter
 
 
@@ -112,4 +113,5 @@ WORKLOADS: dict[str, Callable[[Task], Step]] = {
     "generation, adapted": generation(_with_adapter),
     "generation, merged": generation(lambda base: merge(_with_adapter(base))),
     "generation, peer": peer_generation,
+    **{f"serving, {name}": prepare for name, prepare in SERVING.items()},
 }

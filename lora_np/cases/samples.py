@@ -40,6 +40,25 @@ def _lora_linear(draw: Draw) -> Sample:
     return Sample("lora_linear", book, {**dense.arguments, **beside, **settings}, (*dense.arrays, "A", "B"))
 
 
+def _gathered_linear(draw: Draw) -> Sample:
+    """Unequal ranks and scales, sequences without an adapter and adapters without a sequence; the textbook's is the
+    routing mask over all factors side by side."""
+    batch, lead, ranks = draw.size(3, 4) if draw.wide else 4, draw.lead()[1:], (1, 2, 2, 3)[: 4 if draw.maybe() else 3]
+    which = tuple(int(i) for i in draw.rng.integers(-1, len(ranks), batch)) if draw.wide else (2, 0, -1, 1)
+    d_in, d_out, scalings = draw.size(), draw.size(), (0.5, 1.5, 1.5, 2.0)[: len(ranks)]
+    owner, s = np.repeat(np.arange(len(ranks)), ranks), np.repeat(scalings, ranks)
+    mask = (np.array(which)[:, None] == owner) * s  # (batch, R)
+    arrays = {"x": draw.normal(batch, *lead, d_in), "W": draw.normal(d_out, d_in), "b": draw.normal(d_out)}
+    arrays |= {"A": draw.normal(sum(ranks), d_in), "B": draw.normal(d_out, sum(ranks))}
+
+    def book(x: Any, W: Any, b: Any, A: Any, B: Any, *_: Any) -> Any:
+        routed = anp.dot(x, A.T) * mask.reshape(batch, *(1,) * len(lead), -1)
+        return _dense(x, W, b) + anp.dot(routed, B.T)
+
+    settings = {"which": which, "ranks": ranks, "scalings": scalings}
+    return Sample("gathered_linear", book, {**arrays, **settings}, tuple(arrays))
+
+
 def _dora_linear(draw: Draw) -> Sample:
     dense, rank = _linear(draw), int(draw.rng.integers(1, 6 if draw.wide else 3))
     x, W = dense.arguments["x"], dense.arguments["W"]
@@ -210,6 +229,7 @@ CASES: dict[str, Callable[[Draw], Sample]] = {
     "cross_entropy": _cross_entropy,
     "head_cross_entropy": _head_cross_entropy,
     "dora_linear": _dora_linear,
+    "gathered_linear": _gathered_linear,
     "replaced_rows": _replaced_rows,
     "prepended": _prepended,
     "scaled_rows": _scaled_rows,

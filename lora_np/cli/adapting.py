@@ -138,16 +138,26 @@ def adapt(
 
 @app.command()
 def generate(
-    prompt: Annotated[str, typer.Option(help="What to answer; see --raw.")],
+    prompt: Annotated[str | None, typer.Option(help="What to answer; see --raw.")] = None,
     base: Base = None,
     adapter: Annotated[Path | None, typer.Option(help="Adapter folder to put beside the base.")] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="File of requests, one a line: ADAPTER, a tab and a prompt, or a JSON object."),
+    ] = None,
+    adapters: Annotated[Path | None, typer.Option(help="With --prompts: folder of adapter folders.")] = None,
+    at_once: Annotated[int, typer.Option(help="With --prompts: requests that are answered at the same time.")] = 32,
+    adapter_bytes: Annotated[
+        int, typer.Option(help="With --prompts: memory for adapters that were read, in bytes.")
+    ] = 1 << 28,
     tokens: Annotated[int, typer.Option(help="The most to generate.")] = 100,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token; above 0 draws.")] = 0.0,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the prompt as text instead of answering it.")] = False,
     seed: Seed = 0,
     device: Device = "cpu",
 ) -> int:
-    """Generate text from a model, with or without an adapter; of one that classifies, the label of the prompt.
+    """Generate text from a model, with or without an adapter; or answer a file of requests, each with its own adapter.
+    Of a model that classifies: the label of the prompt.
 
     Example: lora-np generate --prompt 'The os module' --raw --tokens 60
     """
@@ -160,6 +170,15 @@ def generate(
 
     if tokens < 1:
         raise ValueError(f"--tokens must be at least 1, got {tokens}")
+    if prompts is not None:
+        from .serving import answer_all
+
+        if prompt is not None or adapter is not None or device != "cpu":
+            raise ValueError("--prompts names the requests: leave out --prompt, --adapter and --device")
+        said_for_all = tokens, temperature, seed_of(seed), raw
+        return answer_all(prompts, adapters, base, said_for_all, at_once=at_once, most_bytes=adapter_bytes)
+    if prompt is None or adapters is not None:
+        raise ValueError("say what to answer: --prompt TEXT, or --prompts FILE with --adapters FOLDER")
     model = load_model(base)
     tokenizer = tokenizer_of(base, model.config)
     method = None

@@ -65,6 +65,9 @@ def study(
 
 @app.command()
 def bench(
+    what: Annotated[
+        str, typer.Argument(help="step: training and generation; serving: many adapters at once.")
+    ] = "step",
     sizes: Annotated[str, typer.Option(help="tiny, small, mid, gpt2, long, with commas between.")] = ALL_SIZES,
     peers: Annotated[bool, typer.Option("--peers", help="PyTorch with PEFT as well; needs lora_np[parity].")] = False,
     growth: Annotated[bool, typer.Option("--growth", help="How time and memory grow with each size.")] = False,
@@ -81,6 +84,16 @@ def bench(
 
     Example: lora-np bench --sizes tiny,small
     """
+    if what != "step":
+        from .serving import measured_serving
+
+        rest = {
+            "--growth": growth,
+            "--batch": batch is not None,
+            "--sizes": sizes != ALL_SIZES,
+            "--device": device != "cpu",
+        }
+        return measured_serving(what, rest, 5 if rounds is None else rounds, peers, workers, out, as_json, overwrite)
     from ..bench import BenchConfig, markdown, named_size, tables
     from ..bench import bench as measured
     from ..disk.folders import new_folder

@@ -123,10 +123,12 @@ def each(function: Callable[[Item], Any], items: Iterable[Item]) -> None:
 
     The items must not depend on one another, nor the way of cutting work into items on the number of threads.
     """
-    jobs, pool = list(items), getattr(_here, "pool", None)
-    if pool is None or len(jobs) == 1:
-        for job in jobs:
+    pool = getattr(_here, "pool", None)
+    if pool is None:
+        for job in items:
             function(job)
+    elif len(jobs := list(items)) == 1:
+        function(jobs[0])
     else:
         # with the settings of this thread, those of np.errstate among them
         list(pool.map(lambda context, job: context.run(function, job), [copy_context() for _ in jobs], jobs))

@@ -10,6 +10,7 @@ from .activation import tanh as tanh
 from .attention import attention as attention
 from .dora import dora_linear as dora_linear
 from .embedding import embedding as embedding
+from .gathered import gathered_linear as gathered_linear
 from .gating import silu_gate as silu_gate
 from .head import head_cross_entropy as head_cross_entropy
 from .kronecker import kronecker as kronecker
