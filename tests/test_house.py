@@ -21,7 +21,7 @@ FLOORS = (
     {"generation", "loading", "lora", "training"},
     {"methods", "proofs"},
     {"cases", "costs", "files"},
-    {"adaptation", "bench", "gradients"},
+    {"adaptation", "bench", "conformance", "gradients"},
     {"certificate", "figures", "pretrained", "vocabularies"},
     {"merges", "paper"},
     {"exercises"},
