@@ -89,12 +89,12 @@ def _run(adapter: str | None) -> Any:
     return load_run(adapter)
 
 
-def _expected(path: Path | None, found: Any) -> list[str]:
+def _expected(path: Path | None, found: Any) -> dict[str, str]:
     from ..conformance import expected_failures
     from ..disk.reading import read_regular
 
     if path is None:
-        return []
+        return {}
     try:
         text = read_regular(path).data.decode("utf-8")
     except UnicodeDecodeError:

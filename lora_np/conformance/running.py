@@ -142,9 +142,11 @@ def _said(error: BaseException) -> str:
 def conform(
     run: Run, vectors: Sequence[Vector], dtypes: Sequence[str] = ("float32",), xfails: Iterable[str] = ()
 ) -> list[Result]:
-    """Put each vector to `run` in each of the types in which it is asked; see `expected_failures` for the others."""
-    expected = set(xfails)
-    results = []
+    """Put each vector to `run` in each of the types in which it is asked.
+
+    xfails  names, or NAME@TYPE, of those that may fail; see `expected_failures`
+    """
+    expected, results = set(xfails), []
     for vector in vectors:
         for dtype in dtypes:
             if dtype in vector.dtypes:
@@ -235,23 +237,23 @@ def _used(got: Array, vector: Vector, name: str, dtype: str) -> float:
     return float(ratio.max(initial=0.0))
 
 
-def expected_failures(text: str, names: Iterable[str]) -> list[str]:
-    """The names in a list of expected failures: one a line, a pattern or NAME@TYPE too; what follows # is left out.
+def expected_failures(text: str, names: Iterable[str]) -> dict[str, str]:
+    """The names in a list of expected failures, one a line, a pattern or NAME@TYPE too, and what follows #: the reason.
 
     Raises ValueError for a line that names no vector.
     """
     names = list(names)
     known = [*names, *(f"{name}@{dtype}" for name in names for dtype in DTYPES)]
-    found: list[str] = []
+    found: dict[str, str] = {}
     for line in text.splitlines():
-        entry = line.partition("#")[0].strip()
+        entry, _, reason = (part.strip() for part in line.partition("#"))
         if not entry:
             continue
         hits = [name for name in known if fnmatchcase(name, entry)]
         if not hits:
             raise ValueError(f"the list of expected failures names {entry!r}, which is no vector; the nearest are "
                              f"{near(entry, names)}")  # fmt: skip
-        found += hits
+        found |= dict.fromkeys(hits, reason)
     return found
 
 

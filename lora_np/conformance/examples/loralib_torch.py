@@ -5,7 +5,7 @@ import numpy as np
 import torch
 
 TYPES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-WITHOUT = {"use_rslora": "rsLoRA", "rank_pattern": "patterns", "alpha_pattern": "patterns", "lora_bias": "a bias of B"}
+WITHOUT = {"use_rslora": "rsLoRA", "rank_pattern": "patterns", "alpha_pattern": "patterns", "lora_bias": "bias of B"}
 
 
 def run(case):

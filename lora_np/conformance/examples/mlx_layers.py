@@ -12,14 +12,19 @@ from mlx_lm.tuner.lora import LoRAEmbedding, LoRALinear, LoRASwitchLinear
 
 mx.set_default_device(mx.cpu)
 TYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
-WITHOUT = {"rank_pattern": "patterns", "alpha_pattern": "patterns", "lora_bias": "a bias of B", "fan_in_fan_out": "Conv1D"}
+WITHOUT = {
+    "rank_pattern": "patterns",
+    "alpha_pattern": "patterns",
+    "lora_bias": "bias of B",
+    "fan_in_fan_out": "Conv1D",
+}
 
 
 def run(case):
     kinds = {"linear": linear, "dora": linear, "embedding": table, "tied": table, "experts": experts}
     settings = case.settings
     lacking = [words for name, words in WITHOUT.items() if settings.get(name)]
-    if settings.get("packing") == "peft" or settings.get("norm") == "differentiated" and "dA" in case.wanted:
+    if settings.get("packing") == "peft" or (settings.get("norm") == "differentiated" and "dA" in case.wanted):
         lacking.append("such factors" if "packing" in settings else "gradient through the norm")
     if case.kind not in kinds or lacking or case.dtype not in TYPES or "trained_b" in case.inputs:
         raise NotImplementedError(f"mlx-lm has no {(lacking or [case.kind])[0]}")
