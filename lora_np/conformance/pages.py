@@ -35,8 +35,8 @@ def page(found: Vectors, results: str | None = None) -> str:
         for v in found.vectors
     ]  # fmt: skip
     mutants = [
-        (name, MUTANTS[name].words, ", ".join(_thread(*MUTANTS[name].reports)), ", ".join(f"`{v}`" for v in [*by][:3]), len(by))
-        for name, by in table.items()
+        (name, mutant.words, ", ".join(_thread(*mutant.reports)), ", ".join(f"`{v}`" for v in [*by][:3]), len(by))
+        for (name, by), mutant in zip(table.items(), MUTANTS.values(), strict=True)
     ]  # fmt: skip
     return MARK + Template((Path(__file__).parent / "page.md").read_text(encoding="utf-8")).substitute(
         vectors=len(found.vectors),
@@ -66,11 +66,8 @@ def known_of(example: str, found: Vectors) -> dict[str, str]:
 
 def section(found: Vectors, results: Mapping[str, Sequence[Result]]) -> str:
     """✓ holds, – is not implemented, ✗ does not hold; the last with their reasons below."""
-    reasons = {name: known_of(name, found) for name, _ in LIBRARIES.values()}
-    known = {
-        "lora_np": {},
-        **{title: reasons[name] for title, (name, _) in zip(list(results)[1:], LIBRARIES.values(), strict=True)},
-    }
+    lists = [{}, *(known_of(name, found) for name, _ in LIBRARIES.values())]
+    known = dict(zip(results, lists, strict=True))
     asked = [result.name for result in next(iter(results.values()))]
     rows = [(f"`{name}`", *(_sign(results[title][k]) for title in results)) for k, name in enumerate(asked)]
     counts = [sum(_sign(r) == "✓" for r in each) for each in results.values()]

@@ -60,7 +60,7 @@ def forward(layer, inputs, turned):
         value = inputs[name].T if turned and name != "m" else inputs[name]
         put(layer, {"A": "lora_a", "B": "lora_b", "m": "m"}[name], value)
     if "indices" in inputs:
-        return {"y": layer(inputs["x"][:, :, None], inputs["indices"]).squeeze(-2)}
+        return {"y": layer(inputs["x"][:, :, None, None], inputs["indices"]).squeeze((-3, -2))}
     found = {"y": layer(inputs["tokens"] if "tokens" in inputs else inputs["x"])}
     return found | ({"logits": layer.as_linear(inputs["x"])} if "dlogits" in inputs else {})
 
