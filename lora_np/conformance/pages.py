@@ -3,6 +3,7 @@ r"""The page of the documents about the vectors: what each asks and catches, and
 from __future__ import annotations
 
 import importlib.metadata
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from string import Template
@@ -72,7 +73,7 @@ def section(found: Vectors, results: Mapping[str, Sequence[Result]]) -> str:
     rows = [(f"`{name}`", *(_sign(results[title][k]) for title in results)) for k, name in enumerate(asked)]
     counts = [sum(_sign(r) == "✓" for r in each) for each in results.values()]
     wrong = [
-        (title, f"`{r.name}`", r.why, known[title].get(r.name, "not known before"))
+        (title, f"`{r.name}`", r.why, _linked(known[title].get(r.name, "not known before")))
         for title, each in results.items() for r in each if _sign(r) == "✗"
     ]  # fmt: skip
     head = ("float32 on a CPU", *results)
@@ -94,6 +95,10 @@ def _sign(result: Result) -> str:
 def _thread(*places: str) -> list[str]:
     """Links to threads, REPOSITORY#NUMBER."""
     return [f"[{place}](https://github.com/{place.replace('#', '/issues/')})" for place in places if place]
+
+
+def _linked(text: str) -> str:
+    return re.sub(r"[\w.-]+/[\w.-]+#\d+", lambda place: _thread(place[0])[0], text)
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
