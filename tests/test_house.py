@@ -22,7 +22,7 @@ FLOORS = (
     {"methods", "proofs"},
     {"cases", "costs", "evaluation", "files"},
     {"serving"},
-    {"adaptation", "bench", "gradients"},
+    {"adaptation", "bench", "conformance", "gradients"},
     {"certificate", "figures", "pretrained", "vocabularies"},
     {"merges", "paper"},
     {"exercises"},
