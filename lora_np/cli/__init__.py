@@ -1,7 +1,14 @@
 r"""`lora-np`, the command line: one function a command, what is heavy imported only where it is used."""
 
-from . import adapting, checking, foreign, ledgers, measuring  # each adds its commands to `app`, as --help lists them
+from . import (  # each adds its commands to `app`, as --help lists them
+    adapting,
+    checking,
+    converting,
+    foreign,
+    ledgers,
+    measuring,
+)
 from .main import code_of, main
 from .options import app
 
-__all__ = ["adapting", "app", "checking", "code_of", "foreign", "ledgers", "main", "measuring"]
+__all__ = ["adapting", "app", "checking", "code_of", "converting", "foreign", "ledgers", "main", "measuring"]
