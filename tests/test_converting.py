@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from foreign_world import GATE, Q, UP, said_by, world
+from foreign_world import GATE, UP, Q, said_by, world
 from formats_files import archive_bytes, refused, write_file, write_peft
 
 from lora_np.converting import FORMATS, convert
@@ -373,7 +373,7 @@ def test_methods_that_are_no_product_of_two_factors_are_refused_by_name(tmp_path
         refused(lambda name=name: convert(tmp_path / name, "peft", tmp_path / "no"), name if name != "lora" else "bias")
 
 
-# -------------------------------------------------------------------------------------------- what is refused, and proved
+# ---------------------------------------------------------------------------------------- what is refused, and proved
 
 
 REFUSED: dict[str, tuple[dict[str, Any], dict[str, np.ndarray], str]] = {

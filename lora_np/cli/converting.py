@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from .foreign import WORST, Alpha, one_thread
-from .options import AsJson, Base, Out, app, say, table
+from .options import AsJson, Base, Out, Seed, app, say, seed_of, table
 
 To = Annotated[str, typer.Option("--to", help="peft, mlx, gguf (of llama.cpp) or lora_np.")]
 
@@ -79,6 +79,60 @@ def same_in_words(modules: Sequence[Any]) -> str:
     )
 
 
-def counted(count: int, noun: str) -> str:
+def counted(count: int, noun: str, several: str = "") -> str:
     """`1 tensor`, `2 tensors`."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+    return f"{count:,} {noun if count == 1 else several or noun + 's'}"
+
+
+@app.command()
+def extract(
+    base: Annotated[Path, typer.Argument(help="The model before its fine-tuning, of transformers or ours.")],
+    tuned: Annotated[Path, typer.Argument(help="The same model after it.")],
+    out: Out,
+    rank: Annotated[int, typer.Option(help="r, of every matrix that is large enough.")] = 16,
+    to: To = "peft",
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> int:
+    """Draw the best adapter of rank r out of a full fine-tuning, and say what it leaves out of each tensor.
+
+    Example: lora-np extract base tuned --rank 8 --out adapter
+    """
+    import json
+    from dataclasses import asdict
+
+    from ..converting import extract as extracted
+    from ..gradients import finite
+
+    with one_thread():
+        done = extracted(base, tuned, rank, out, to=to, seed=seed_of(seed))
+    if as_json:
+        matrices, left = ([finite(asdict(one)) for one in several] for several in (done.matrices, done.left))
+        about = {"folder": str(done.folder), "to": done.to, "error": done.error, "unchanged": done.unchanged}
+        say(json.dumps({**about, "matrices": matrices, "left": left}, indent=2))
+        return 0
+    show_extracted(done.matrices, rank)
+    for one in done.left[: 2 * WORST]:
+        shape = "×".join(map(str, one.shape))
+        say(f"not carried: {one.name} ({shape}), changed by {one.relative:.2%} of its size: {one.why}")
+    if len(done.left) > 2 * WORST:
+        say(f"not carried: {len(done.left) - 2 * WORST} more, of which --json gives the names")
+    said = f"{counted(len(done.matrices), 'matrix', 'matrices')} at rank {rank}"
+    same, lost = counted(done.unchanged, "tensor"), counted(len(done.left), "tensor")
+    say(f"{said}, {same} unchanged, {lost} not carried; written to {out}")
+    say(f"{1.0 - done.error**2:.1%} of the change of the matrices is in the adapter (‖D − BA‖/‖D‖ = {done.error:.3g})")
+    return 0
+
+
+def show_extracted(matrices: Sequence[Any], rank: int) -> None:
+    """The matrices of which most is left out, as a table."""
+    listed = sorted(matrices, key=lambda one: -one.error)
+    rows = [
+        (one.name, "×".join(map(str, one.shape)), f"{one.rank}", f"{one.relative:.3g}", f"{one.largest:.3g}",
+         f"{one.error:.3g}", f"{1.0 - one.error**2:.1%}")
+        for one in listed[:WORST]
+    ]  # fmt: skip
+    head = ("tensor", "shape", "rank", "‖D‖/‖W‖", "σ₁ of D", "‖D − BA‖/‖D‖", "kept of ‖D‖²")
+    table(f"The best rank-{rank} part of each change D, what is left out most first", head, rows)
+    if len(listed) > WORST:
+        say(f"and {len(listed) - WORST} more matrices, of which less is left out")

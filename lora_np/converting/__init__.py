@@ -5,6 +5,7 @@ extract     the best rank-r adapter of a full fine-tuning
 """
 
 from .changing import FORMATS, Converted, convert
+from .extracting import Extracted, Extraction, Left, extract
 from .proving import Same
 
-__all__ = ["FORMATS", "Converted", "Same", "convert"]
+__all__ = ["FORMATS", "Converted", "Extracted", "Extraction", "Left", "Same", "convert", "extract"]

@@ -71,20 +71,25 @@ def convert(
     adapter, out, base = Path(adapter), Path(out), None if base is None else Path(base)
     check_free(out, ADAPTER, inputs=[path for path in (adapter, base) if path is not None])
     source, leaves = read_leaves(adapter, base, alpha, enabled, to=to)
+    found = written(out, leaves, to, base)
+    more = len(leaves.whole) + sum(len(set(parts) - {"A", "B", "EA", "EB"}) for parts in leaves.modules.values())
+    return Converted(source, to, out, found, more)
+
+
+def written(out: Path, leaves: Leaves, to: str, base: Path | None) -> tuple[Same, ...]:
+    """Write the new folder `out`, read it back, and compare; it appears only when every module holds."""
     check_held(leaves, to)
     folder = new_folder(out, ADAPTER) if to == "lora_np" else unmarked_folder(out)
     with folder as new:
         _write(new, leaves, to, base)
-        where = new / FILE if to == "gguf" else new
-        _, again = read_leaves(where, base, None, None, to=to)
+        _, again = read_leaves(new / FILE if to == "gguf" else new, base, None, None, to=to)
         found = tuple(compared(leaves, again))
         if wrong := next((one for one in found if not one.holds), None):
             raise ValueError(
                 f"{wrong.module} cannot be written as {to}: ΔW would be off by {wrong.gap:.3g}, "
                 f"where rounding explains {wrong.bound:.3g}"
             )
-    more = len(leaves.whole) + sum(len(set(parts) - {"A", "B", "EA", "EB"}) for parts in leaves.modules.values())
-    return Converted(source, to, out, found, more)
+    return found
 
 
 def _write(folder: Path, leaves: Leaves, to: str, base: Path | None) -> None:
