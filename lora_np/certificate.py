@@ -145,7 +145,7 @@ class Certificate:
         if frozen:
             return f"{frozen[0]} is not adapted and yet differs from the base"
         worst = max(wrong, key=lambda array: (array.used, array.wrong))
-        return f"{worst.name} is not W0 + s·BA: {_explained(worst)}"
+        return f"{worst.name} is not W0 + s·BA: {explained(worst)}"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON; a figure that is not finite becomes None."""
@@ -313,7 +313,10 @@ def _gaps(adapted: Transformer, merged: Transformer, tokens: Array) -> ModelGaps
     )
 
 
-def _explained(array: ArrayVerdict) -> str:
+def explained(array: ArrayVerdict) -> str:
+    """Where an adapted array does not hold, and the likeliest reason."""
+    if not array.adapted:
+        return f"it is not adapted, and yet {array.wrong:,} of its entries differ from the base"
     where = f"entry {list(array.entry)} is off by {array.gap:.3g}, where rounding explains {array.bound:.3g}"
     if not array.can_be_said:
         return "cannot be said: so many roundings in so coarse a precision may move it by any amount"

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .foreign import WORST, Alpha, one_thread
+from .foreign import WORST, Alpha, counted, one_thread
 from .options import AsJson, Base, Out, Seed, app, say, seed_of, table
 
 To = Annotated[str, typer.Option("--to", help="peft, mlx, gguf (of llama.cpp) or lora_np.")]
@@ -77,11 +77,6 @@ def same_in_words(modules: Sequence[Any]) -> str:
         f"ΔW of {counted(equal, 'module')} is equal to the bit, of {len(modules) - equal} within its bound, at most "
         f"{worst.gap / worst.size:.1e} of the largest entry"
     )
-
-
-def counted(count: int, noun: str, several: str = "") -> str:
-    """`1 tensor`, `2 tensors`."""
-    return f"{count:,} {noun if count == 1 else several or noun + 's'}"
 
 
 @app.command()

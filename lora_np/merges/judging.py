@@ -165,7 +165,8 @@ def untouched(name: str, base: Tensor, found: Tensor) -> Judged:
         return Judged(*about, verdict, "recast", words)
     if not math.isfinite(verdict.used) and not math.isfinite(verdict.gap):
         return Judged(*about, verdict, "not_finite", f"entry {list(verdict.entry)} is not finite")
-    words = f"no adapter touches it, and yet {verdict.wrong:,} of {found.size:,} numbers differ from the base"
+    verb = "differs" if verdict.wrong == 1 else "differ"
+    words = f"no adapter touches it, and yet {verdict.wrong:,} of {found.size:,} numbers {verb} from the base"
     return Judged(*about, verdict, "untouched_changed", words)
 
 
