@@ -51,7 +51,7 @@ from .engine.devices import to_host
 from .gradients import finite
 from .model import Transformer, place_of
 from .parameters import parameters, with_parameters
-from .rounding import gamma, rounded, spacing, underflow, unit_roundoff, within
+from .rounding import gamma, of_an_update, rounded, spacing, unit_roundoff, within
 from .wrappers import Expected, merge, unwrapped, wrappers
 
 SHRINKS = (
@@ -203,12 +203,10 @@ def adapted_verdict(name: str, base: Array, wrapper: Any, found: Array, stages: 
 
 def error_of_update(expected: Expected, stages: Stages) -> Array:
     """E of (V1): how far the update may be off before it is added."""
-    product = stages.product
-    E = within(gamma(expected.roundings, unit_roundoff(product)), expected.terms) + expected.lost * underflow(product)
-    if stages.cast is not None:
-        return E + unit_roundoff(stages.cast) * (abs(expected.update) + E) + underflow(stages.cast)
-    if unit_roundoff(product) < unit_roundoff(stages.sum):
-        return E + 0.5 * spacing(abs(expected.value) + E, product)
+    casts = () if stages.cast is None else (stages.cast,)
+    E = of_an_update(expected.update, expected.terms, expected.roundings, expected.lost, stages.product, casts)
+    if not casts and unit_roundoff(stages.product) < unit_roundoff(stages.sum):
+        return E + 0.5 * spacing(abs(expected.value) + E, stages.product)
     return E
 
 
