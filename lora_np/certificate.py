@@ -51,7 +51,7 @@ from .engine.devices import to_host
 from .gradients import finite
 from .model import Transformer, place_of
 from .parameters import parameters, with_parameters
-from .rounding import gamma, rounded, spacing, underflow, unit_roundoff, within
+from .rounding import gamma, of_an_update, rounded, spacing, unit_roundoff, within
 from .wrappers import Expected, merge, unwrapped, wrappers
 
 SHRINKS = (
@@ -145,7 +145,7 @@ class Certificate:
         if frozen:
             return f"{frozen[0]} is not adapted and yet differs from the base"
         worst = max(wrong, key=lambda array: (array.used, array.wrong))
-        return f"{worst.name} is not W0 + s·BA: {_explained(worst)}"
+        return f"{worst.name} is not W0 + s·BA: {explained(worst)}"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON; a figure that is not finite becomes None."""
@@ -203,12 +203,10 @@ def adapted_verdict(name: str, base: Array, wrapper: Any, found: Array, stages: 
 
 def error_of_update(expected: Expected, stages: Stages) -> Array:
     """E of (V1): how far the update may be off before it is added."""
-    product = stages.product
-    E = within(gamma(expected.roundings, unit_roundoff(product)), expected.terms) + expected.lost * underflow(product)
-    if stages.cast is not None:
-        return E + unit_roundoff(stages.cast) * (abs(expected.update) + E) + underflow(stages.cast)
-    if unit_roundoff(product) < unit_roundoff(stages.sum):
-        return E + 0.5 * spacing(abs(expected.value) + E, product)
+    casts = () if stages.cast is None else (stages.cast,)
+    E = of_an_update(expected.update, expected.terms, expected.roundings, expected.lost, stages.product, casts)
+    if not casts and unit_roundoff(stages.product) < unit_roundoff(stages.sum):
+        return E + 0.5 * spacing(abs(expected.value) + E, stages.product)
     return E
 
 
@@ -313,7 +311,10 @@ def _gaps(adapted: Transformer, merged: Transformer, tokens: Array) -> ModelGaps
     )
 
 
-def _explained(array: ArrayVerdict) -> str:
+def explained(array: ArrayVerdict) -> str:
+    """Where an adapted array does not hold, and the likeliest reason."""
+    if not array.adapted:
+        return f"it is not adapted, and yet {array.wrong:,} of its entries differ from the base"
     where = f"entry {list(array.entry)} is off by {array.gap:.3g}, where rounding explains {array.bound:.3g}"
     if not array.can_be_said:
         return "cannot be said: so many roundings in so coarse a precision may move it by any amount"

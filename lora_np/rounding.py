@@ -6,6 +6,7 @@ Source: Higham 2002, Accuracy and Stability of Numerical Algorithms, sections 2.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,31 @@ def gamma(roundings: int, u: float) -> float:
 def within(bound: float, size: Array) -> Array:
     """bound · size, and 0 where the size is 0: nothing times what is not known is nothing."""
     return bound * size if math.isfinite(bound) else np.where(size > 0.0, math.inf, 0.0)
+
+
+def of_an_update(
+    update: Array,
+    terms: Array,
+    roundings: int,
+    lost: Array | float,
+    product: npt.DTypeLike,
+    casts: Iterable[npt.DTypeLike] = (),
+    slack: float = 0.0,
+) -> Array:
+    r"""E: how far a computed update may be off, which is a product in one precision and then cast, or not.
+
+    $$E = \gamma_k(u_\text{product})\,T + l\,\eta_\text{product} + q\,|\Delta W|,\qquad
+      E \leftarrow E + u_c\,(|\Delta W| + E) + \eta_c\ \text{for each cast } c \tag{V1}$$
+
+    with T the terms, k roundings behind them, l times lost to underflow, and q a slack, which is 0 for a verdict. Every
+    cast only adds, so what holds for all of them holds where some are left out.
+    """
+    E = within(gamma(roundings, unit_roundoff(product)), terms) + lost * underflow(product)
+    if slack:
+        E = E + slack * abs(update)
+    for cast in casts:
+        E = E + unit_roundoff(cast) * (abs(update) + E) + underflow(cast)
+    return E
 
 
 def spacing(size: Array, dtype: npt.DTypeLike) -> Array:

@@ -25,7 +25,7 @@ FLOORS = (
     {"adaptation", "bench", "conformance", "gradients"},
     {"certificate", "figures", "pretrained", "vocabularies"},
     {"merges", "paper"},
-    {"exercises"},
+    {"converting", "exercises"},
     {"cli"},
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -4,6 +4,7 @@ from . import (  # each adds its commands to `app`, as --help lists them
     adapting,
     checking,
     conforming,
+    converting,
     foreign,
     ledgers,
     measuring,
@@ -11,4 +12,4 @@ from . import (  # each adds its commands to `app`, as --help lists them
 from .main import code_of, main
 from .options import app
 
-__all__ = ["adapting", "app", "checking", "code_of", "conforming", "foreign", "ledgers", "main", "measuring"]
+__all__ = ["adapting", "app", "checking", "code_of", "conforming", "converting", "foreign", "ledgers", "main", "measuring"]

@@ -30,6 +30,7 @@ from .options import (
     sizes_of,
     table,
 )
+from .pages import Html, check_page, own_page
 
 
 @app.command()
@@ -103,6 +104,7 @@ def verify(
     merged: Annotated[Path, typer.Argument(help="The model folder that should equal base + adapter.")],
     base: Base = None,
     alpha: Alpha = None,
+    html: Html = None,
     as_json: AsJson = False,
 ) -> int:
     """Is this merged model W0 + s·BA, within its rounding bound? And if not: what is it?
@@ -115,14 +117,18 @@ def verify(
     from ..files import load_adapter, load_model
     from .foreign import verify_foreign
 
+    check_page(html)
     if is_foreign(adapter):
-        return verify_foreign(adapter, merged, base, alpha, as_json=as_json)
+        return verify_foreign(adapter, merged, base, alpha, as_json=as_json, html=html)
     if alpha is not None:
         raise ValueError("--alpha belongs to adapters of loralib: leave it out")
 
     model, _ = load_adapter(adapter, load_model(base))
     text = np.random.default_rng(0).integers(32, 127, (2, min(128, model.config.context)))
-    certificate = certify(model, load_model(merged), text % model.config.vocab)
+    found = load_model(merged)
+    certificate = certify(model, found, text % model.config.vocab)
+    if html is not None:
+        own_page(html, (adapter, merged, base), certificate, model, found)
     if as_json:
         say(json.dumps(certificate.as_dict(), indent=2))
         return 0 if certificate.holds else 1

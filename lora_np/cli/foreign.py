@@ -12,9 +12,10 @@ from typing import Annotated, Any
 import typer
 
 from .options import AsJson, app, say, table
+from .pages import foreign_page
 
 Alpha = Annotated[float | None, typer.Option(help="Of an adapter of loralib, whose file does not hold it.")]
-WORST = 12  # rows that a table shows; the others are counted
+WORST, ROWS = 12, 40  # rows that a table shows, and a page; the others are counted
 
 
 def is_foreign(adapter: Path) -> bool:
@@ -38,7 +39,9 @@ def read_base(adapter: Path, base: Path | None) -> Any:
     return open_weights(base), read_json(config) if base.is_dir() and config.exists() else None
 
 
-def verify_foreign(adapter: Path, merged: Path, base: Path | None, alpha: float | None, *, as_json: bool) -> int:
+def verify_foreign(
+    adapter: Path, merged: Path, base: Path | None, alpha: float | None, *, as_json: bool, html: Path | None = None
+) -> int:
     """Judge every tensor; 0 when all hold."""
     from ..formats.adapters import read_adapter
     from ..formats.huggingface import open_weights
@@ -54,6 +57,8 @@ def verify_foreign(adapter: Path, merged: Path, base: Path | None, alpha: float 
         found = list(judged(update, before, after, tied_tables(before, after)))
         holds = all(one.holds for one in found)
         verdict, shares = in_words(found), replayed(update, before, after) if holds else {}
+    if html is not None:
+        foreign_page(html, (adapter, merged, base), found, verdict, update, before, after)
     if as_json:
         about = {"holds": holds, "diagnosis": verdict, "format": update.format, "replayed": shares}
         say(json.dumps({**about, "tensors": [one.as_dict() for one in found]}, indent=2))
@@ -75,17 +80,27 @@ def one_thread() -> Any:
 def show(found: Sequence[Any]) -> None:
     """The worst tensors as a table, the rest as counts."""
     listed = sorted((one for one in found if one.kind == "adapted" or not one.holds), key=lambda one: -one.weight)
-    rows = [(one.name, one.fault or "holds", *_figures(one.array)) for one in listed[:WORST]]
+    rows = [(one.name, one.fault or "holds", *figures_of(one.array)) for one in listed[:WORST]]
     head = ("tensor", "verdict", "gap", "its bound", "gap/bound", "factor", "an honest one lies in", "swallowed")
     table("Found against W0 + ΔW, entry by entry, the worst first", head, rows)
     if len(listed) > WORST:
         rest = listed[WORST:]
         say(f"and {len(rest)} more that should change, of which {sum(one.holds for one in rest)} hold")
+    say(untouched_in_words(found))
+
+
+def untouched_in_words(found: Sequence[Any]) -> str:
     same = sum(one.kind == "untouched" and one.holds for one in found)
-    say(f"{same} tensors that no adapter touches are equal to the bit, in type and shape")
+    verb = "is" if same == 1 else "are"
+    return f"{counted(same, 'tensor')} that no adapter touches {verb} equal to the bit, in type and shape"
 
 
-def _figures(array: Any) -> tuple[str, ...]:
+def counted(count: int, noun: str, several: str = "") -> str:
+    """`1 tensor`, `2 tensors`."""
+    return f"{count:,} {noun if count == 1 else several or noun + 's'}"
+
+
+def figures_of(array: Any) -> tuple[str, ...]:
     if array is None:
         return ("-",) * 6
     sizes = (f"{array.gap:.2e}", f"{array.bound:.2e}", f"{array.used:.3f}")
@@ -100,14 +115,16 @@ def in_words(found: Sequence[Any]) -> str:
     wrong = [one for one in found if not one.holds]
     changed = [one for one in found if one.kind == "adapted"]
     if not wrong:
-        said = f"{len(changed)} adapted tensors are W0 + ΔW within their rounding bounds, the others are the base's"
+        verb, their = ("is", "its rounding bound") if len(changed) == 1 else ("are", "their rounding bounds")
+        said = f"{counted(len(changed), 'adapted tensor')} {verb} W0 + ΔW within {their}, the others are the base's"
         measured = [one.array for one in changed if one.array is not None and one.array.factor is not None]
         lost = max((array.swallowed for array in measured), default=0.0)
         return said + (f"; rounding swallows up to {lost:.0%} of an update" if lost > 0.005 else "")
     worst = max(wrong, key=lambda one: one.weight)
     kinds = Counter(one.fault for one in wrong).most_common()
     counts = ", ".join(f"{count} {fault}" for fault, count in kinds)
-    return f"{len(wrong)} of {len(found)} tensors do not hold ({counts}); {worst.name}: {worst.words}"
+    verb = "does" if len(wrong) == 1 else "do"
+    return f"{len(wrong)} of {counted(len(found), 'tensor')} {verb} not hold ({counts}); {worst.name}: {worst.words}"
 
 
 def merge_foreign(adapter: Path, out: Path, base: Path | None, alpha: float | None, recipe: str | None) -> int:
@@ -122,7 +139,7 @@ def merge_foreign(adapter: Path, out: Path, base: Path | None, alpha: float | No
     tensors, about = read_base(adapter, base)
     update = read_adapter(adapter, tensors, about, alpha=alpha).checked()
     count = merge_files(update, tensors, base or Path(), RECIPES[recipe], out)
-    say(f"merged {count} tensors into {out}; lora-np verify {adapter} {out} --base {base} checks them")
+    say(f"merged {counted(count, 'tensor')} into {out}; lora-np verify {adapter} {out} --base {base} checks them")
     return 0
 
 
@@ -143,9 +160,9 @@ def inspect(
     from ..merges.inspecting import adapter_facts, model_facts
 
     if is_adapter(folder):
-        tensors, about = (None, None) if base is None else read_base(folder, base)
-        adapter = read_adapter(folder, tensors, about, alpha=alpha)
-        facts, findings = adapter_facts(adapter, tensors)
+        before, about = (None, None) if base is None else read_base(folder, base)
+        adapter = read_adapter(folder, before, about, alpha=alpha)
+        facts, findings = adapter_facts(adapter, before)
         told: dict[str, Any] = {"format": adapter.format, "updates": [finite(asdict(fact)) for fact in facts]}
     else:
         told, findings = model_facts(open_weights(folder))
@@ -155,11 +172,12 @@ def inspect(
     if "updates" in told:
         show_updates(adapter.format, facts)
     else:
-        say(f"{told['tensors']} tensors, {told['parameters']:,} numbers, of type {', '.join(told['types'])}")
+        tensors, numbers = counted(told["tensors"], "tensor"), counted(told["parameters"], "number")
+        say(f"{tensors}, {numbers}, of type {', '.join(told['types'])}")
     if findings:
         rows = [(finding.kind, finding.where, finding.what, finding.todo) for finding in findings[: 4 * WORST]]
         table("Findings", ("kind", "where", "what", "what to do"), rows)
-    say(f"{len(findings)} findings" if findings else "nothing odd was found")
+    say(counted(len(findings), "finding") if findings else "nothing odd was found")
     return 1 if findings else 0
 
 
@@ -189,4 +207,4 @@ def show_updates(kind: str, facts: Sequence[Any]) -> None:
     ]  # fmt: skip
     table(f"What this adapter of format {kind} changes, the largest first", head, rows)
     if len(listed) > WORST:
-        say(f"and {len(listed) - WORST} more tensors")
+        say(f"and {counted(len(listed) - WORST, 'more tensor')}")

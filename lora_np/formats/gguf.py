@@ -202,4 +202,5 @@ def read_gguf_adapter(path: Path, base: Mapping[str, Any] | None = None) -> Adap
     mine = None if base is None else Base({name: tuple(t.shape) for name, t in base.items()}, "gguf")
     rule = grammar.Settings(1, 1.0, by_rank=lambda _, rank: alpha / rank if alpha else 1.0)
     updates = Assembly(read, rule, mine).run()
-    return Adapter("gguf", updates, Order("float32"), tuple(read.findings), settings, tensors.files)
+    held = read.leaves(rule, settings)
+    return Adapter("gguf", updates, Order("float32"), tuple(read.findings), settings, tensors.files, held)

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .disk import shown
+from .factors import Leaves, pair_of
 from .patterns import first_match
 from .tensors import Tensor
 from .updates import Finding
@@ -160,6 +161,14 @@ class Read:
         """A finding; of one that stops nothing, only the first of its kind is kept."""
         if stops or all(finding.kind != kind for finding in self.findings):
             self.findings.append(Finding(kind, shown(where, quoted=False), what, todo, stops))
+
+    def leaves(self, settings: Settings, described: Mapping[str, Any]) -> Leaves:
+        """What was read, with the scale of each pair of factors."""
+        pairs = {module: pair for module, leaves in self.modules.items() if (pair := pair_of(leaves)) is not None}
+        scales = {
+            module: settings.factor(module, A.shape[-2] if A.ndim > 1 else 1)[0] for module, (A, _) in pairs.items()
+        }
+        return Leaves(self.modules, scales, self.whole, frozenset(self.copies), settings.dora, described)
 
 
 def read_keys(tensors: Mapping[str, Tensor]) -> Read:

@@ -46,7 +46,8 @@ def read_loralib(
                 leaves["B"] = _spread(module, leaves["A"], leaves["B"], mine, enabled, read)
     settings = grammar.Settings(1, 1.0, by_rank=lambda module, rank: alpha / ranks.get(module, rank))
     updates = Assembly(read, settings, mine).run()
-    return Adapter("loralib", updates, peft_order(stored_type(updates)), tuple(read.findings), {}, tensors.files)
+    held = read.leaves(settings, {})
+    return Adapter("loralib", updates, peft_order(stored_type(updates)), tuple(read.findings), {}, tensors.files, held)
 
 
 def _spread(

@@ -49,4 +49,5 @@ def read_mlx(
     settings = grammar.Settings(1, 1.0, dora=kind == "dora", by_rank=lambda *_: float(scale))
     updates = Assembly(read, settings, mine).run()
     order = Order(stored_type(updates), scale_first=True)
-    return Adapter("mlx", updates, order, tuple(read.findings), config, tensors.files)
+    held = read.leaves(settings, config)
+    return Adapter("mlx", updates, order, tuple(read.findings), config, tensors.files, held)

@@ -51,7 +51,8 @@ def read_peft(
             read.note("unknown_setting", name, what, "see whether it bears on the merged weights")
     read.findings.extend(untargeted(config, read, updates, mine))
     stored = stored_type(updates)
-    return Adapter("peft", updates, peft_order(stored), tuple(read.findings), config, tensors.files)
+    leaves = read.leaves(settings, config)
+    return Adapter("peft", updates, peft_order(stored), tuple(read.findings), config, tensors.files, leaves)
 
 
 def untargeted(

@@ -301,6 +301,7 @@ class Adapter:
     updates   {name of the base's tensor: Update}
     order     in which its own program computes ΔW
     settings  what its description says, as it stands there
+    leaves    what its file has, before the base was asked (`lora_np.formats.factors.Leaves`)
     """
 
     format: str
@@ -309,6 +310,7 @@ class Adapter:
     findings: tuple[Finding, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     files: tuple[Path, ...] = ()
+    leaves: Any = None
 
     def checked(self, *allowed: str) -> Adapter:
         """The same adapter; raises ValueError for the first finding that stops, unless its kind is allowed."""

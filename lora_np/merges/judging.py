@@ -41,7 +41,7 @@ from ..engine.arrays import Array, row_blocks
 from ..formats.grammar import HEADS, TABLES
 from ..formats.tensors import Tensor, flat
 from ..formats.updates import Adapter, LowRank, Numbers, Update, in_type
-from ..rounding import gamma, rounded, spacing, underflow, unit_roundoff, within
+from ..rounding import gamma, of_an_update, rounded, spacing, underflow, unit_roundoff, within
 
 ENTRIES = 1 << 17  # of a tensor at a time: 1 MiB in float64, of which some twenty are held together
 SHORT = ("float16", "bfloat16")
@@ -165,7 +165,8 @@ def untouched(name: str, base: Tensor, found: Tensor) -> Judged:
         return Judged(*about, verdict, "recast", words)
     if not math.isfinite(verdict.used) and not math.isfinite(verdict.gap):
         return Judged(*about, verdict, "not_finite", f"entry {list(verdict.entry)} is not finite")
-    words = f"no adapter touches it, and yet {verdict.wrong:,} of {found.size:,} numbers differ from the base"
+    verb = "differs" if verdict.wrong == 1 else "differ"
+    words = f"no adapter touches it, and yet {verdict.wrong:,} of {found.size:,} numbers {verb} from the base"
     return Judged(*about, verdict, "untouched_changed", words)
 
 
@@ -306,10 +307,7 @@ def expectation(ready: Update, W: Numbers, rows: slice, stages: Stages, norms: A
 
 
 def _update_error(before: Array, terms: Array, update: Array, k: int, lost: float, stages: Stages) -> Array:
-    E = within(gamma(k, unit_roundoff(stages.product)), terms) + lost * underflow(stages.product)
-    E = E + stages.slack * abs(update)
-    for cast in stages.casts:
-        E = E + unit_roundoff(cast) * (abs(update) + E) + underflow(cast)
+    E = of_an_update(update, terms, k, lost, stages.product, stages.casts, stages.slack)
     if stages.begun is not None:
         dtype, everywhere = stages.begun
         E = E + everywhere + unit_roundoff(dtype) * (abs(before) + terms) + underflow(dtype)
@@ -360,8 +358,18 @@ def roundings_of(update: Update) -> int:
 
 
 def _lost(update: Update) -> float:
-    """l of (V4): how often half the smallest number may be lost; s multiplies what was lost before it."""
-    return sum((part.rank + 1) * max(1.0, abs(part.scale)) + 1.0 for part in update.parts) + 1.0
+    """l of (V4): how often half the smallest number may be lost; s multiplies what was lost before it.
+
+    Where s meets B first (mlx-lm), or A, each of its numbers may lose as much, before the other factor multiplies it;
+    and so may s itself.
+    """
+    total = 1.0
+    for part in update.parts:
+        A, B = (abs(in_type(factor, np.float64)) for factor in (part.a(), part.b()))
+        rows, columns = B.sum(axis=1).max(initial=0.0), A.sum(axis=0).max(initial=0.0)
+        met_first = rows + columns + rows * A.max(initial=0.0)
+        total += float((part.rank + 1) * max(1.0, abs(part.scale)) + 1.0 + 2.0 * met_first)
+    return total
 
 
 def stages_of(update: Update, W: Numbers, found: Numbers) -> Stages:

@@ -11,51 +11,16 @@ from html import escape
 from typing import Any
 
 from .. import figures
+from ..figures.page import figure, page, table, visible
 from ..proofs import MapProof
 from .intervals import Interval
 from .results import Run, StudyResult
-
-STYLE = """
-:root { color-scheme: light dark; --ink: #1b1b1b; --soft: #595959; --line: #d5d5d5; --paper: #fff; --band: #f4f4f2;
-  --good: #00664b; --bad: #a33b00; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e8e8e6; --soft: #adadad; --line: #454545; --paper: #171717;
-  --band: #232323; --good: #4fd1a5; --bad: #ff9a5c; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1.2rem; max-width: 52rem; background: var(--paper); color: var(--ink);
-  font: 1rem/1.55 system-ui, sans-serif; }
-h1 { font-size: 1.6rem; line-height: 1.25; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
-.soft, figcaption, caption { color: var(--soft); font-size: .9rem; }
-.verdict { border-left: .4rem solid var(--good); background: var(--band); padding: .6rem 1rem; }
-.verdict.no { border-color: var(--bad); }
-ul.claims { list-style: none; padding: 0; } .yes { color: var(--good); } .no b, b.no { color: var(--bad); }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .9rem; }
-caption { text-align: left; padding: .3rem 0; }
-th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
-figure { margin: 1.2rem 0; } .plot { background: #fff; border-radius: .4rem; padding: .5rem; overflow-x: auto; }
-.plot svg { display: block; width: 100%; min-width: 24rem; max-width: 44rem; height: auto; margin: auto; }
-pre { background: var(--band); padding: .6rem 1rem; overflow-x: auto; white-space: pre-wrap; overflow-wrap: anywhere; }
-dt { font-weight: 600; } dd { margin: 0 0 .5rem 0; overflow-wrap: anywhere; }
-@media print { :root { --ink: #000; --soft: #444; --line: #bbb; --paper: #fff; --band: #f4f4f2; --good: #00513b;
-  --bad: #8a3200; } body { max-width: none; padding: 0; font-size: 10pt; }
-  figure, tr, .verdict { break-inside: avoid; } h2 { break-after: avoid; } .wide, .plot { overflow: visible; } }
-"""
 
 
 def report(result: StudyResult) -> str:
     """The whole page."""
     sections = [_verdict(result), _setting(result), _gradients(result), _ranks(result), _merge(result), _chance(result)]
-    return "\n".join(
-        [
-            '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8"/>',
-            '<meta name="viewport" content="width=device-width, initial-scale=1"/>',
-            f"<title>LoRA, shown</title>\n<style>{STYLE}</style>\n</head>\n<body>",
-            "<h1>LoRA in NumPy: what it claims, and what this run showed</h1>",
-            *sections,
-            "</body>\n</html>\n",
-        ]
-    )
+    return page("LoRA, shown", "LoRA in NumPy: what it claims, and what this run showed", sections)
 
 
 def pictures(result: StudyResult) -> dict[str, Any]:
@@ -111,9 +76,9 @@ trained for {config.steps:,} steps of {config.batch_size} examples at a learning
 same for every rank.</p>
 <dl><dt>A held-out prompt</dt><dd><pre>{escape(result.example.prompt)}</pre></dd>
 <dt>Its reference</dt><dd><pre>{escape(result.example.reference)}</pre></dd>
-<dt>The base writes</dt><dd><pre>{escape(_visible(result.base_sample))}</pre></dd>
+<dt>The base writes</dt><dd><pre>{escape(visible(result.base_sample))}</pre></dd>
 <dt>Merged with the adapter of rank {best.rank}, it writes</dt>
-<dd><pre>{escape(_visible(best.sample))}</pre></dd></dl>"""
+<dd><pre>{escape(visible(best.sample))}</pre></dd></dl>"""
 
 
 def _gradients(result: StudyResult) -> str:
@@ -129,7 +94,7 @@ def _gradients(result: StudyResult) -> str:
     return f"""<h2>Every gradient, by three witnesses</h2>
 <p>Each derivation made by hand is compared with autograd on the plain equations and with difference quotients of the
 loss, at random shapes (seed {result.gradients.seed}): {len(result.gradients.rows)} arrays.</p>
-{_table(caption, head, rows)}"""
+{table(caption, head, rows)}"""
 
 
 def _ranks(result: StudyResult) -> str:
@@ -169,9 +134,9 @@ def _ranks(result: StudyResult) -> str:
     )
     shown, about = pictures(result), "Held-out loss while training; all ranks start at the base, since B = 0."
     return f"""<h2>Rank, size and loss</h2>
-{_table(caption, head, rows)}
-{_figure(shown["learning_curves"], about)}
-{_figure(shown["loss_against_rank"], "Held-out loss and trained parameters against the rank.")}"""
+{table(caption, head, rows)}
+{figure(shown["learning_curves"], about)}
+{figure(shown["loss_against_rank"], "Held-out loss and trained parameters against the rank.")}"""
 
 
 def _merge(result: StudyResult) -> str:
@@ -203,8 +168,8 @@ def _merge(result: StudyResult) -> str:
 <p>W = W₀ + s·BA, computed once, gives the same outputs as W₀x + s·B(Ax) up to rounding, and how much rounding may do is
 computed for every entry beforehand. The frozen base had the SHA-256 digest <code>{result.base_digest[:16]}…</code>
 before training, and {"the same" if unchanged else "<b>not the same</b>"} after every run.</p>
-{_table(caption, head, rows)}
-{_figure(pictures(result)["merge_error"], about)}"""
+{table(caption, head, rows)}
+{figure(pictures(result)["merge_error"], about)}"""
 
 
 def _chance(result: StudyResult) -> str:
@@ -226,21 +191,6 @@ last part only), {sum(run.seconds for run in result.runs):.0f} s of them for the
 <p class="soft">Hu et al. 2021, LoRA: Low-Rank Adaptation of Large Language Models, arXiv:2106.09685.</p>"""
 
 
-def _table(caption: str, head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """A table of cells that are HTML already."""
-    top = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
-    body = "\n".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
-    return (
-        f'<div class="wide"><table><caption>{escape(caption)}</caption>\n'
-        f"<thead><tr>{top}</tr></thead>\n<tbody>{body}</tbody></table></div>"
-    )
-
-
-def _figure(figure: Any, caption: str) -> str:
-    drawn = figures.svg(figure).replace("<svg", f'<svg role="img" aria-label="{escape(caption)}"', 1)
-    return f'<figure><div class="plot">{drawn}</div><figcaption>{escape(caption)}</figcaption></figure>'
-
-
 def _mark(holds: bool) -> str:
     return '<span class="yes">✓</span>' if holds else '<b class="no">✗ does not hold</b>'
 
@@ -248,8 +198,3 @@ def _mark(holds: bool) -> str:
 def _same(values: Iterable[int]) -> str:
     """One number when all are equal, else all of them."""
     return " / ".join(f"{value:,}" for value in dict.fromkeys(values))
-
-
-def _visible(text: str) -> str:
-    """Control characters, which have no place in a page, as the replacement character."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text) or "(nothing)"
