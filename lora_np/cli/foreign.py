@@ -14,6 +14,7 @@ import typer
 from .options import AsJson, app, say, table
 
 Alpha = Annotated[float | None, typer.Option(help="Of an adapter of loralib, whose file does not hold it.")]
+MOST = 4  # threads of a verification: each holds some 40 MB of blocks
 WORST = 12  # rows that a table shows; the others are counted
 
 
@@ -40,6 +41,7 @@ def read_base(adapter: Path, base: Path | None) -> Any:
 
 def verify_foreign(adapter: Path, merged: Path, base: Path | None, alpha: float | None, *, as_json: bool) -> int:
     """Judge every tensor; 0 when all hold."""
+    from ..engine.threads import thread_map, worker_count
     from ..formats.adapters import read_adapter
     from ..formats.huggingface import open_weights
     from ..merges.judging import judged, tied_tables
@@ -50,10 +52,11 @@ def verify_foreign(adapter: Path, merged: Path, base: Path | None, alpha: float 
     before, about = read_base(adapter, base)
     update = read_adapter(adapter, before, about, alpha=alpha).checked("tied_head")
     after = open_weights(merged)
-    with one_thread():
-        found = list(judged(update, before, after, tied_tables(before, after)))
+    with thread_map(min(MOST, worker_count())) as run:
+        found = list(judged(update, before, after, tied_tables(before, after), run=run))
         holds = all(one.holds for one in found)
-        verdict, shares = in_words(found), replayed(update, before, after) if holds else {}
+        counted = {one.name: one.equal for one in found if one.equal is not None}
+        verdict, shares = in_words(found), replayed(update, before, after, counted) if holds else {}
     if as_json:
         about = {"holds": holds, "diagnosis": verdict, "format": update.format, "replayed": shares}
         say(json.dumps({**about, "tensors": [one.as_dict() for one in found]}, indent=2))
@@ -63,13 +66,6 @@ def verify_foreign(adapter: Path, merged: Path, base: Path | None, alpha: float 
         say(f"who wrote it: {who_wrote(shares)}")
     say(f"{'EQUAL' if holds else 'NOT EQUAL'}: {verdict}")
     return 0 if holds else 1
-
-
-def one_thread() -> Any:
-    """Inside, the matrix library uses one: products this small wait for threads longer than they take."""
-    from threadpoolctl import threadpool_limits
-
-    return threadpool_limits(limits=1, user_api="blas")
 
 
 def show(found: Sequence[Any]) -> None:
