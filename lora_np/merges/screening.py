@@ -1,7 +1,7 @@
 r"""The entries of a 16-bit merge of which float32 says everything that counts; the few others are judged in float64.
 
 Let V = W + D be the sum in float32, D the product in float32, R = V rounded to 16 bits, F what was found, g = |F − V|,
-g₀ = |R − V|; h is half a unit in the last place at |V|, and h' = h, but h/2 where R is a power of two. D and V are off
+g₀ = |R − V|; h' is half a unit in the last place of R, but a quarter where R is a power of two. D and V are off
 by at most δ = γ_k(u32) T + l η + u32 |V|, T = Σ|terms| of ΔW. With E and e of (V1) and (V4), and w the part of its
 bound that some entry of this tensor uses, an entry with ΔW ≠ 0 is *settled* where
 
@@ -10,18 +10,19 @@ $$g_0 + \delta < h', \qquad g + \delta < w\,(h' + E). \tag{V6}$$
 *Claim.* (i) R is the exact sum rounded once. (ii) The gap is less than w of its bound. (iii) The entry does not lie
 within E + e of where rounding turns, unless g₀ + δ + E + e ≥ h'. (iv) Where it does not, every honest recipe gives R.
 
-*Proof.* If V and W + ΔW lay in different binades, the power of two between them would be within δ of V; it would be R,
-and the smaller of the two halves of a unit is h', or more. So h' is at most half a unit at either. (i) Numbers of this
+*Proof.* If V and W + ΔW lay in different binades, the power of two between them would be within δ of V, and so it would
+be R, whose h' is half a unit of the finer side. So h' is at most half a unit at either. (i) Numbers of this
 precision lie at least 2h' apart around R, and the exact sum is nearer to R than h'. (ii) The bound is at least h' + E,
 and the gap at most g + δ. (iii) Rounding turns at the distance h' from R or farther. (iv) What a recipe rounds at last
 lies within E of the exact sum, so nearer to R than h'. ∎
 
-Most entries have F = R far from a turn: a few operations on all of a block find them, and for them the update found is
-the update rounded. Settled ones beside them add to the sums of (V2) and (V3) in float32; for D of (V3) it is enough to
-take too many, with an E that is too large by a millionth part. What is not settled, a few in a thousand, is judged as
-every entry of another precision is. T is bounded by one number a block, $|s| \max_i \sum_r |B_{ir}| \max_j |A_{rj}|$,
-and |W + ΔW| ≤ 2^{p+2} h with p bits of fraction, so that what is relative to it is a share of h. w is the use at the
-worst entry of a few rows, which is not settled itself: the largest use is never lost, and so the verdict is that of
+Most entries have F = R, no power of two, so that h' is half a unit at V: a few operations on all of a block find those
+that are settled, and for them the update found is the update rounded. D of (V3) may hold too many entries, with an E
+that is too large by a ten thousandth: then the interval is a little wider than it must be, and still true. Of what is
+left, one in a hundred, R is computed; and the few of which float32 does not know enough are judged in float64, as every
+entry of another precision is. T is bounded by one number a block, $|s| \max_i \sum_r |B_{ir}| \max_j |A_{rj}|$,
+and |W + ΔW| ≤ 2^{p+3} h' with p bits of fraction, so that what is relative to it is a share of h. w is the use at the
+worst entry of some rows, which is not settled itself: the largest use is never lost, and so the verdict is that of
 float64.
 """
 
@@ -29,7 +30,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -48,7 +49,6 @@ JOB = 1 << 20  # entries that a thread takes at once
 SAMPLE = 1 << 13  # entries by which w is found
 MANY = 0.5  # share of a block that is not sure, from which on all of it is judged in float64
 U32 = unit_roundoff(np.float32)
-ROUND_UP = 1.0 + 2.0**-20  # more than the few roundings of float32 that lie behind a number here
 
 Run = Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]]
 
@@ -174,7 +174,8 @@ class Screen:
     def of(cls, rows: Rows, part: LowRank) -> Screen:
         down, right = part.sides(0, part.height)
         left, over = (np.ascontiguousarray(in_type(side, np.float32)) for side in (down, right))
-        few = slice(part.at, part.at + min(part.height, max(1, SAMPLE // rows.update.matrix[1])))
+        size = min(max(SAMPLE, part.height * rows.update.matrix[1] // 400), 8 * SAMPLE)
+        few = slice(part.at, part.at + min(part.height, max(1, size // rows.update.matrix[1])))
         w = min(1.0, rows.exact(few).tally.used)
         a = math.prod(1.0 + unit_roundoff(cast) for cast in rows.stages.casts) - 1.0
         T = abs(part.scale) * (abs(left).astype(np.float64) @ abs(over).max(axis=1).astype(np.float64))
@@ -183,32 +184,24 @@ class Screen:
     def __call__(self, rows: slice) -> Seen:
         mine = slice(rows.start - self.part.at, rows.stop - self.part.at)
         (W, F), D, c = self.rows.stored(rows), self._product(mine), self._off(mine)
+        tally = Sums()
         with np.errstate(all="ignore"):  # what is not finite is not settled
-            X, sure = self._sure(W, F, D, c)
-            others = np.flatnonzero(np.logical_not(sure, out=sure))
-            if others.size > MANY * F.size:
+            same = self._cast(W, F, D, mine)
+            sure = self._sure(tally, W, F, D, c)
+            others = np.flatnonzero(~sure)
+            if others.size > MANY * F.size or not math.isfinite(tally.found_update + tally.doubt):
                 return self.rows.exact(rows)
-            X.reshape(-1)[others] = 0.0
-            update = float(np.einsum("ij,ij->i", X, D).sum(dtype=np.float64))
-            if not math.isfinite(update):
-                return self.rows.exact(rows)
-            same = np.equal(W.view(np.uint16), F.view(np.uint16), out=sure).reshape(-1)
-            tally = Sums(found_update=update, rounded_update=update, changed=F.size - others.size)
-            tally.swallowed = int(np.count_nonzero(same)) - int(np.count_nonzero(same[others]))
-            equal = dict.fromkeys(_recipes(F), F.size - others.size)
             few = Few(*(array.reshape(-1)[others] for array in (W, F, D)))
-            settled = self._settled(tally, few, c)
-        made = {Order("float32"): few.D}
-        if not self._power_of_two and any(RECIPES[key].scale_first for key in equal):
-            made[Order("float32", scale_first=True)] = self._product(mine, scale_first=True).reshape(-1)[others]
-        self._exact(tally, few, made, rows, others, np.flatnonzero(~settled))
-        for key, same in self._equal(few, made, list(equal)).items():
-            equal[key] += int(np.count_nonzero(same))
-        return Seen(tally, equal)
-
-    @property
-    def _power_of_two(self) -> bool:
-        return math.frexp(abs(self.part.scale))[0] in (0.0, 0.5)
+            settled, is_rounded = self._settled(tally, few, c)
+        n_sure, open_ = F.size - others.size, np.flatnonzero(~settled)
+        in_float64 = is_rounded.copy()  # what is settled rounds to R, and so it does in float64
+        in_float64[open_] = self._exact(tally, few, rows, others, open_)
+        for key in _recipes(F):
+            order = order_of(RECIPES[key], self.rows.update)
+            if key not in same:
+                at = in_float64 if order.product == "float64" else is_rounded
+                same[key] = n_sure + int(np.count_nonzero(at))
+        return Seen(tally, same)
 
     def _product(self, mine: slice, *, scale_first: bool = False) -> Array:
         scale, left = np.float32(self.part.scale), self.left[mine]
@@ -224,48 +217,90 @@ class Screen:
         product = gamma(k, U32) * float(self.T[mine].max()) + lost * underflow(np.float32)
         return 1.001 * (4.0 * product + 2.0 * sum(map(underflow, self.rows.stages.casts)))
 
-    def _sure(self, W: Array, F: Array, D: Array, c: float) -> tuple[Array, Array]:
-        """F − W, and where F = R is no power of two and lies far from a turn: (V6) with E + e on its left side."""
+    def _cast(self, W: Array, F: Array, D: Array, mine: slice) -> dict[str, int]:
+        """How many of the entries each recipe gives that casts ΔW before the sum."""
+        found: dict[str, int] = {}
+        known: dict[tuple[Any, ...], int] = {}  # several recipes are one where they round alike
+        power_of_two = math.frexp(abs(self.part.scale))[0] in (0.0, 0.5)
+        for key in _recipes(F):
+            recipe, order = RECIPES[key], order_of(RECIPES[key], self.rows.update)
+            first = order.scale_first and not power_of_two  # a power of two may as well multiply after the product
+            casts = [name for name in (order.cast, F.dtype.name if recipe.cast else None) if name is not None]
+            if not casts and not first:
+                continue
+            same = (first, *casts)
+            if same not in known:
+                delta = self._product(mine, scale_first=True) if first else D
+                for name in casts:
+                    delta = in_type(delta, dtype_of(name))
+                made = in_type(in_type(W, np.float32) + in_type(delta, np.float32), F.dtype)
+                known[same] = int(np.count_nonzero(made.view(np.uint16) == F.view(np.uint16)))
+            found[key] = known[same]
+        return found
+
+    def _sure(self, tally: Sums, W: Array, F: Array, D: Array, c: float) -> Array:
+        """Where (V6) holds with F = R, no power of two; what the entries there add to the sums is added."""
+        share, zero = _share(F.dtype), np.float32(0.0)
         V, g = in_type(W, np.float32), in_type(F, np.float32)
         X = g - V
         V += D
         g -= V
         np.abs(g, out=g)
-        h = _half_unit(V, F.dtype, self.w - _share(F.dtype), out=V)
-        h -= g
-        g = np.abs(D, out=g)
-        nowhere_zero = g.min() > 0.0
-        g *= np.float32(self.a * ROUND_UP)
-        h -= g
-        sure = h > np.float32(2.0 * c)
+        h, buffer = _half_unit(V, F.dtype), np.empty_like(V)
+        np.multiply(h, np.float32(self.w - share), out=buffer)
+        buffer -= g
+        sure = buffer > np.float32(2.0 * c)
         np.logical_and(sure, F.view(np.uint16) & _fraction(F.dtype), out=sure)
-        if not nowhere_zero:  # an update of zero leaves the base as it is, to the bit
+        E = np.abs(D, out=buffer)
+        if not E.min() > zero:  # an update of zero leaves the base as it is, to the bit
             np.logical_and(sure, D, out=sure)
-        return X, sure
+        E *= np.float32(self.a)
+        X *= sure
+        update = float(np.einsum("ij,ij->i", X, D).sum(dtype=np.float64))
+        np.abs(V, out=V)
+        V += E
+        apart = _half_unit(V, F.dtype, out=V)
+        apart *= np.float32(2.0)
+        apart += E
+        apart += np.float32(c)  # E + ulp + e of (V3)
+        g += E
+        h *= np.float32(1.0 - share)
+        h -= g
+        doubtful = h <= np.float32(2.0 * c)
+        np.logical_and(doubtful, sure, out=doubtful)
+        apart *= doubtful
+        doubt = float(np.einsum("ij,ij->i", apart, E).sum(dtype=np.float64)) / self.a
+        tally.doubt += doubt * (1.0 + 2.0 * share) + c * float(apart.sum(dtype=np.float64))
+        tally.found_update += update
+        tally.rounded_update += update
+        tally.changed += int(np.count_nonzero(sure))
+        tally.swallowed += int(np.count_nonzero(np.logical_and(W.view(np.uint16) == F.view(np.uint16), sure)))
+        return sure
 
-    def _settled(self, tally: Sums, few: Few, c: float) -> Array:
-        """Where (V6) holds; what the entries there add to the sums is added."""
+    def _settled(self, tally: Sums, few: Few, c: float) -> tuple[Array, Array]:
+        """Where (V6) holds, and where F = R; what settled entries add to the sums is added."""
         W, F, D = (in_type(array, np.float32) for array in few)
         kind, V, size = few.F.dtype, W + D, abs(D)
         short = in_type(V, kind)
         R, E = in_type(short, np.float32), np.float32(self.a) * size
-        h = _half_unit(V, kind, 1.0)
+        h = _half_unit(R, kind)
         h[(short.view(np.uint16) & _fraction(kind)) == 0] *= np.float32(0.5)
         g, g0, off = abs(F - V), abs(R - V), np.float32(c) + np.float32(_share(kind)) * h
         settled = (g0 + off < h) & (g + 2.0 * off < np.float32(self.w) * (h + E)) & (D != 0.0)
-        E = E * np.float32(ROUND_UP) + off
+        E = E + off
         doubtful = settled & (g0 + E >= h)
-        apart = 2.0 * _half_unit((abs(V) + E) * np.float32(ROUND_UP), kind, 1.0)
-        tally.doubt += float((((E + apart) * (size + off))[doubtful]).sum(dtype=np.float64))
+        apart = 2.0 * _half_unit(abs(V) + E, kind)
+        tally.doubt += 1.001 * float((((E + apart) * (size + off))[doubtful]).sum(dtype=np.float64))
+        is_rounded = short.view(np.uint16) == few.F.view(np.uint16)
         W, F, R, D = (array[settled] for array in (W, F, R, D))
         tally.found_update += float(((F - W) * D).sum(dtype=np.float64))
         tally.rounded_update += float(((R - W) * D).sum(dtype=np.float64))
         tally.changed += D.size
         tally.swallowed += int(np.count_nonzero(R == W))
-        return settled
+        return settled, is_rounded
 
-    def _exact(self, tally: Sums, few: Few, made: dict[Order, Array], rows: slice, others: Array, open_: Array) -> None:
-        """The entries that are not settled, `open_` among the few, in float64."""
+    def _exact(self, tally: Sums, few: Few, rows: slice, others: Array, open_: Array) -> Array:
+        """The entries that are not settled, `open_` among the few, in float64; where a merge in float64 gives them."""
         update, stages, scale = self.rows.update, self.rows.stages, self.part.scale
         i, j = np.divmod(others[open_], update.matrix[1])
         left = in_type(self.down[i + (rows.start - self.part.at)], np.float64)
@@ -279,23 +314,7 @@ class Screen:
         if part.entry:
             part.entry = (rows.start + int(i[part.entry[0]]), int(j[part.entry[0]]))
         tally.join(part)
-        made[Order()] = in_type(few.D, np.float64)  # near enough where R is known
-        made[Order()][open_] = change
-
-    def _equal(self, few: Few, made: Mapping[Order, Array], keys: Sequence[str]) -> dict[str, Array]:
-        """For each recipe, where it gives what was found."""
-        found: dict[str, Array] = {}
-        known: dict[tuple[Order, bool], Array] = {}  # several recipes are one where they round alike
-        for key in keys:
-            recipe, order = RECIPES[key], order_of(RECIPES[key], self.rows.update)
-            first = order.scale_first and not self._power_of_two
-            same = Order(order.product, order.cast, first), recipe.cast
-            if same not in known:
-                delta = made[Order(order.product, scale_first=first)]
-                delta = delta if order.cast is None else in_type(delta, dtype_of(order.cast))
-                known[same] = added(recipe, few.W, delta, few.F.dtype) == few.F
-            found[key] = known[same]
-        return found
+        return added(RECIPES["float64"], W, change, F.dtype) == F
 
 
 class Few(NamedTuple):
@@ -306,18 +325,18 @@ class Few(NamedTuple):
     D: Array
 
 
-def _half_unit(V: Array, dtype: Any, share: float, out: Array | None = None) -> Array:
-    """`share` of h: half a unit in the last place at the float32 numbers V in a 16-bit precision."""
+def _half_unit(V: Array, dtype: Any, out: Array | None = None) -> Array:
+    """Half a unit in the last place of a 16-bit precision at the float32 numbers V."""
     about = finfo_of(dtype)
     power = np.bitwise_and(V.view(np.uint32), np.uint32(0x7F800000), out=None if out is None else out.view(np.uint32))
     h = np.maximum(power.view(np.float32), np.float32(about.smallest_normal), out=power.view(np.float32))
-    h *= np.float32(0.5 * about.eps * share)
+    h *= np.float32(0.5 * about.eps)
     return h
 
 
 def _share(dtype: Any) -> float:
     """What is relative to |W + ΔW| in δ and E, u32 each, and a dozen roundings here, as a share of h."""
-    return 2.0 ** (finfo_of(dtype).nmant + 4) * U32
+    return 2.0 ** (finfo_of(dtype).nmant + 5) * U32
 
 
 def _fraction(dtype: Any) -> np.uint16:
