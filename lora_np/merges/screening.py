@@ -17,11 +17,11 @@ and the gap at most g + δ. (iii) Rounding turns at the distance h' from R or fa
 lies within E of the exact sum, so nearer to R than h'. ∎
 
 Most entries have F = R, no power of two, so that h' is half a unit at V: a few operations on all of a block find those
-that are settled, and for them the update found is the update rounded. D of (V3) may hold too many entries, with an E
-that is too large by a ten thousandth: then the interval is a little wider than it must be, and still true. Of what is
+that are settled, and for them the update found is the update rounded. D of (V3) may hold too many entries, by an E that
+is too large by what float32 may be off: then the interval is a little wider than it must be, and still true. Of what is
 left, one in a hundred, R is computed; and the few of which float32 does not know enough are judged in float64, as every
 entry of another precision is. T is bounded by one number a block, $|s| \max_i \sum_r |B_{ir}| \max_j |A_{rj}|$,
-and |W + ΔW| ≤ 2^{p+3} h' with p bits of fraction, so that what is relative to it is a share of h. w is the use at the
+and |W + ΔW| ≤ 2^{p+3} h' with p bits of fraction, so that what is relative to it is a share of h'. w is the use at the
 worst entry of some rows, which is not settled itself: the largest use is never lost, and so the verdict is that of
 float64.
 """
@@ -183,16 +183,16 @@ class Screen:
 
     def __call__(self, rows: slice) -> Seen:
         mine = slice(rows.start - self.part.at, rows.stop - self.part.at)
-        (W, F), D, c = self.rows.stored(rows), self._product(mine), self._off(mine)
+        (W, F), D, off = self.rows.stored(rows), self._product(mine), self._off(mine)
         tally = Sums()
         with np.errstate(all="ignore"):  # what is not finite is not settled
             same = self._cast(W, F, D, mine)
-            sure = self._sure(tally, W, F, D, c)
+            sure = self._sure(tally, W, F, D, off)
             others = np.flatnonzero(~sure)
             if others.size > MANY * F.size or not math.isfinite(tally.found_update + tally.doubt):
                 return self.rows.exact(rows)
             few = Few(*(array.reshape(-1)[others] for array in (W, F, D)))
-            settled, is_rounded = self._settled(tally, few, c)
+            settled, is_rounded = self._settled(tally, few, off)
         n_sure, open_ = F.size - others.size, np.flatnonzero(~settled)
         in_float64 = is_rounded.copy()  # what is settled rounds to R, and so it does in float64
         in_float64[open_] = self._exact(tally, few, rows, others, open_)
@@ -211,11 +211,11 @@ class Screen:
         D *= scale
         return D
 
-    def _off(self, mine: slice) -> float:
-        """More than δ without its share of |V|, and than E without a|D|: each holds γT + lη at most 1 + a < 2 times."""
+    def _off(self, mine: slice) -> Off:
         k, lost = roundings_of(self.rows.update) + self.rows.stages.more, lost_of(self.rows.update)
         product = gamma(k, U32) * float(self.T[mine].max()) + lost * underflow(np.float32)
-        return 1.001 * (4.0 * product + 2.0 * sum(map(underflow, self.rows.stages.casts)))
+        casts = sum(map(underflow, self.rows.stages.casts)) * (1.0 + self.a)
+        return Off(np.float32(1.001 * 4.0 * product), np.float32(1.001 * casts))
 
     def _cast(self, W: Array, F: Array, D: Array, mine: slice) -> dict[str, int]:
         """How many of the entries each recipe gives that casts ΔW before the sum."""
@@ -238,7 +238,7 @@ class Screen:
             found[key] = known[same]
         return found
 
-    def _sure(self, tally: Sums, W: Array, F: Array, D: Array, c: float) -> Array:
+    def _sure(self, tally: Sums, W: Array, F: Array, D: Array, off: Off) -> Array:
         """Where (V6) holds with F = R, no power of two; what the entries there add to the sums is added."""
         share, zero = _share(F.dtype), np.float32(0.0)
         V, g = in_type(W, np.float32), in_type(F, np.float32)
@@ -249,7 +249,7 @@ class Screen:
         h, buffer = _half_unit(V, F.dtype), np.empty_like(V)
         np.multiply(h, np.float32(self.w - share), out=buffer)
         buffer -= g
-        sure = buffer > np.float32(2.0 * c)
+        sure = buffer > off.product
         np.logical_and(sure, F.view(np.uint16) & _fraction(F.dtype), out=sure)
         E = np.abs(D, out=buffer)
         if not E.min() > zero:  # an update of zero leaves the base as it is, to the bit
@@ -262,22 +262,22 @@ class Screen:
         apart = _half_unit(V, F.dtype, out=V)
         apart *= np.float32(2.0)
         apart += E
-        apart += np.float32(c)  # E + ulp + e of (V3)
+        apart += off.product + off.casts  # E + ulp + e of (V3)
         g += E
         h *= np.float32(1.0 - share)
         h -= g
-        doubtful = h <= np.float32(2.0 * c)
+        doubtful = h <= off.product + off.casts
         np.logical_and(doubtful, sure, out=doubtful)
         apart *= doubtful
         doubt = float(np.einsum("ij,ij->i", apart, E).sum(dtype=np.float64)) / self.a
-        tally.doubt += doubt * (1.0 + 2.0 * share) + c * float(apart.sum(dtype=np.float64))
+        tally.doubt += doubt * (1.0 + 2.0 * share) + float(off.product) * float(apart.sum(dtype=np.float64))
         tally.found_update += update
         tally.rounded_update += update
         tally.changed += int(np.count_nonzero(sure))
         tally.swallowed += int(np.count_nonzero(np.logical_and(W.view(np.uint16) == F.view(np.uint16), sure)))
         return sure
 
-    def _settled(self, tally: Sums, few: Few, c: float) -> tuple[Array, Array]:
+    def _settled(self, tally: Sums, few: Few, off: Off) -> tuple[Array, Array]:
         """Where (V6) holds, and where F = R; what settled entries add to the sums is added."""
         W, F, D = (in_type(array, np.float32) for array in few)
         kind, V, size = few.F.dtype, W + D, abs(D)
@@ -285,12 +285,12 @@ class Screen:
         R, E = in_type(short, np.float32), np.float32(self.a) * size
         h = _half_unit(R, kind)
         h[(short.view(np.uint16) & _fraction(kind)) == 0] *= np.float32(0.5)
-        g, g0, off = abs(F - V), abs(R - V), np.float32(c) + np.float32(_share(kind)) * h
-        settled = (g0 + off < h) & (g + 2.0 * off < np.float32(self.w) * (h + E)) & (D != 0.0)
-        E = E + off
+        g, g0, d = abs(F - V), abs(R - V), off.product + np.float32(_share(kind, 2.0)) * h
+        settled = (g0 + d < h) & (g + 2.0 * d < np.float32(self.w) * (h + E)) & (D != 0.0)
+        E = E + d + off.casts
         doubtful = settled & (g0 + E >= h)
         apart = 2.0 * _half_unit(abs(V) + E, kind)
-        tally.doubt += 1.001 * float((((E + apart) * (size + off))[doubtful]).sum(dtype=np.float64))
+        tally.doubt += 1.001 * float((((E + apart) * (size + off.product))[doubtful]).sum(dtype=np.float64))
         is_rounded = short.view(np.uint16) == few.F.view(np.uint16)
         W, F, R, D = (array[settled] for array in (W, F, R, D))
         tally.found_update += float(((F - W) * D).sum(dtype=np.float64))
@@ -317,6 +317,17 @@ class Screen:
         return added(RECIPES["float64"], W, change, F.dtype) == F
 
 
+class Off(NamedTuple):
+    """What E, e, δ, and a times what D is off, hold at most beside shares of |ΔW| and |V|, in a block.
+
+    product   γT + lη of the products, at most 1 + a < 2 times in each of the four
+    casts     of E alone: half the smallest number of each precision to which ΔW is cast
+    """
+
+    product: np.float32
+    casts: np.float32
+
+
 class Few(NamedTuple):
     """Entries taken out of a block: W and F as they are stored, D in float32."""
 
@@ -334,9 +345,9 @@ def _half_unit(V: Array, dtype: Any, out: Array | None = None) -> Array:
     return h
 
 
-def _share(dtype: Any) -> float:
-    """What is relative to |W + ΔW| in δ and E, u32 each, and a dozen roundings here, as a share of h."""
-    return 2.0 ** (finfo_of(dtype).nmant + 5) * U32
+def _share(dtype: Any, coarser: float = 1.0) -> float:
+    """δ and E hold u32 |W + ΔW| each, |W + ΔW| ≤ 2^{p+2} `coarser` h': that and roundings here, as a share of h'."""
+    return (2.0 ** (finfo_of(dtype).nmant + 3) * coarser + 32.0) * U32
 
 
 def _fraction(dtype: Any) -> np.uint16:
