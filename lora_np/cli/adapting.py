@@ -30,7 +30,7 @@ from .options import (
 )
 
 
-@app.command()
+@app.command(rich_help_panel="adapt")
 def adapt(
     file: Annotated[Path, typer.Argument(help="Text, TSV, CSV, JSONL, or lines MEANING||REFERENCE.")],
     out: Out,
@@ -106,7 +106,7 @@ def adapt(
     return 0
 
 
-@app.command()
+@app.command(rich_help_panel="adapt")
 def generate(
     prompt: Annotated[str, typer.Option(help="What to answer; see --raw.")],
     base: Base = None,

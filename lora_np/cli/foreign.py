@@ -122,7 +122,7 @@ def merge_foreign(adapter: Path, out: Path, base: Path | None, alpha: float | No
     return 0
 
 
-@app.command()
+@app.command(rich_help_panel="check")
 def inspect(
     folder: Annotated[Path, typer.Argument(help="An adapter or a model, of any program.")],
     base: Annotated[Path | None, typer.Option(help="The model that an adapter was made for.")] = None,

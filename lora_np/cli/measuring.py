@@ -16,7 +16,7 @@ from .options import ALL_SIZES, AsJson, Base, Device, Out, Overwrite, Resume, Se
 BENCH = Kind("bench", ("bench.json", "bench.md", "bench.png"))
 
 
-@app.command()
+@app.command(rich_help_panel="measure")
 def study(
     out: Out = Path("lora-study"),
     full: Annotated[bool, typer.Option("--full", help="More steps and more seeds.")] = False,
@@ -41,7 +41,7 @@ def study(
     return 0 if result.holds else 1
 
 
-@app.command()
+@app.command(rich_help_panel="measure")
 def bench(
     sizes: Annotated[str, typer.Option(help="tiny, small, mid, gpt2, long, with commas between.")] = ALL_SIZES,
     peers: Annotated[bool, typer.Option("--peers", help="PyTorch with PEFT as well; needs lora_np[parity].")] = False,
@@ -86,7 +86,7 @@ def bench(
     return 0
 
 
-@app.command()
+@app.command(rich_help_panel="learn")
 def tutorials(folder: Annotated[Path, typer.Argument(help="Folder to copy them to.")] = Path("tutorials")) -> int:
     """Copy the tutorials out of the package: notebooks, their map, and the worked solutions.
 
