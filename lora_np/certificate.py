@@ -251,6 +251,14 @@ class Tally:
         self.changed += int(np.count_nonzero(update))
         self.swallowed += int(np.count_nonzero((update != 0.0) & (R == W)))
 
+    def join(self, other: Tally) -> None:
+        """Add what was summed up over other rows, which come after these."""
+        if other.used > self.used:
+            self.used, self.gap, self.bound, self.entry = other.used, other.gap, other.bound, other.entry
+        self.unknown |= other.unknown
+        for name in ("wrong", "found_update", "rounded_update", "doubt", "norm", "changed", "swallowed"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
     def _worst(self, start: int, gap: Array, bound: Array) -> None:
         """NaN in what was found counts as infinitely wrong."""
         with np.errstate(divide="ignore", invalid="ignore"):

@@ -147,7 +147,7 @@ def legacy_bytes(value: Any) -> bytes:
 
 
 def gguf_bytes(arrays: Arrays, settings: Mapping[str, Any], align: int = 32) -> bytes:
-    """A GGUF file of float32 or float16; settings are texts, whole numbers, numbers, truths or lists of texts."""
+    """A GGUF file of float32 or float16; settings are texts, whole numbers, numbers, truths or lists of one kind."""
     kinds = {"float32": 0, "float16": 1}
 
     def text(value: str) -> bytes:
@@ -163,6 +163,8 @@ def gguf_bytes(arrays: Arrays, settings: Mapping[str, Any], align: int = 32) -> 
                 return struct.pack("<II", 4, one)
             case float():
                 return struct.pack("<If", 6, one)
+            case [int(), *_]:
+                return struct.pack("<IIQ", 9, 5, len(one)) + struct.pack(f"<{len(one)}i", *one)
             case list():
                 return struct.pack("<IIQ", 9, 8, len(one)) + b"".join(map(text, one))
         raise TypeError(type(one))

@@ -30,10 +30,11 @@ from lora_np.formats.adapters import read_adapter
 from lora_np.formats.archive import open_archive
 from lora_np.formats.disk import read_json
 from lora_np.formats.gguf import open_gguf
-from lora_np.formats.huggingface import open_model, sizes
+from lora_np.formats.huggingface import open_model, open_weights, sizes
 from lora_np.formats.names import entries, theirs
 from lora_np.formats.tensors import open_tensors
 from lora_np.formats.updates import Adapter
+from lora_np.vocabularies import tokenizer_of
 
 MEMORY, SECONDS, USED = 1 << 30, 20, 1 << 20  # a tensor or update of at most USED numbers is computed
 EDGES = [0, 1, 2, 7, 8, 127, 128, 255, 256, 65535, 65536, (1 << 31) - 1, 1 << 31, (1 << 32) - 1, 1 << 32, 1 << 53,
@@ -97,6 +98,12 @@ GPT2 = {
     "n_head": 1,
     "n_inner": None,
 }
+BERT = {
+    "model_type": "bert", "vocab_size": 5, "hidden_size": 4, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "intermediate_size": 6, "max_position_embeddings": 8, "layer_norm_eps": 1e-12, "hidden_act": "gelu",
+}  # fmt: skip
+GGML = {"model": "gpt2", "tokens": ["<|end|>", *"lower", "\u0120", "lo"], "merges": ["l o"], "eos_token_id": 0,
+        "token_type": [3, 1, 1, 1, 1, 1, 1, 1]}  # fmt: skip
 LLAMA = {"model_type": "llama", "vocab_size": 5, "hidden_size": 4, "num_hidden_layers": 1, "num_attention_heads": 2,
          "num_key_value_heads": 1, "intermediate_size": 6, "max_position_embeddings": 8, "rms_norm_eps": 1e-6,
          "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}  # fmt: skip
@@ -168,6 +175,14 @@ def readers() -> dict[str, Reader]:
         read_adapter(folder)
         return used(read_adapter(folder, base()))
 
+    def spelled_by(tokenizer: Any) -> None:
+        try:
+            ids = tokenizer.encode("low lower é")
+        except ValueError as error:  # a text may spell the end of texts
+            return line(error)
+        tokenizer.decode(ids)
+        return None
+
     def described(folder: Path) -> None:
         sizes(read_json(folder / "config.json"))
 
@@ -194,8 +209,36 @@ def readers() -> dict[str, Reader]:
         "gpt2": ({"config.json": text(GPT2), "model.safetensors": stored(model)}, ["config.json", "model.safetensors"],
                  lambda folder: use_tensors(open_model(folder)[0])),
         "llama sizes": ({"config.json": text(LLAMA)}, ["config.json"], described),
+        "mixtral sizes": ({"config.json": text(LLAMA | {"model_type": "mixtral", "num_local_experts": 4})},
+                          ["config.json"], described),
+        "bert sizes": ({"config.json": text(BERT)}, ["config.json"], described),
+        "bin index": ({"a.bin": archive_bytes(halves[0]), "b.bin": archive_bytes(halves[1]),
+                       "pytorch_model.bin.index.json": text({"weight_map": {
+                           name: file for file, half in zip(("a.bin", "b.bin"), halves, strict=True) for name in half
+                       }})},
+                      ["pytorch_model.bin.index.json", "a.bin", "b.bin"],
+                      lambda folder: use_tensors(open_weights(folder))),
     }  # fmt: skip
+    if not lacks("tokenizers"):
+        about = {"config.json": text({"model_type": "gpt2", "eos_token_id": 0}), "tokenizer.json": vocabulary()}
+        about["tokenizer_config.json"] = text({"eos_token": {"content": "<|end|>"}, "sep_token": None})
+        table["tokenizer"] = about, list(about), lambda folder: spelled_by(tokenizer_of(folder))
+        words = {f"tokenizer.ggml.{name}": value for name, value in GGML.items()}
+        table["gguf tokenizer"] = ({"f.gguf": gguf_bytes({}, words)}, ["f.gguf"],
+                                   lambda folder: spelled_by(tokenizer_of(folder / "f.gguf")))  # fmt: skip
     return {name: reader for name, reader in table.items() if not (lacks("gguf") and "gguf" in name)}
+
+
+def vocabulary() -> bytes:
+    """A tokenizer.json of byte pairs with one joined pair and an end."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = {word: number for number, word in enumerate(["<|end|>", *letters, "lo"])}
+    found = Tokenizer(models.BPE(words, [("l", "o")]))
+    found.pre_tokenizer, found.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    found.add_special_tokens(["<|end|>"])
+    return str(found.to_str()).encode()
 
 
 def lacks(package: str) -> bool:

@@ -627,7 +627,23 @@ def test_a_full_disk_behind_stdout_is_refused(made: Path) -> None:
 def test_without_arguments_it_shows_its_commands(tmp_path: Path) -> None:
     said = done(cwd=tmp_path)
     assert said == done("--help", cwd=tmp_path) == done("-h", cwd=tmp_path)
-    assert all(re.search(rf"^  {name} ", said, re.MULTILINE) for name in COMMANDS)
+    assert all(re.search(rf"^  [a-z]* +{name} ", said, re.MULTILINE) for name in COMMANDS)
+
+
+def test_the_commands_are_grouped_by_what_a_person_wants_and_fit_one_screen(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lora_np.cli import app, code_of
+    from lora_np.cli.options import GROUPS
+
+    monkeypatch.setenv("COLUMNS", "80")
+    assert code_of(["--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 23  # and one for what comes after
+    assert max(map(len, lines)) <= 80
+    heads = [line.split()[0] for line in lines if re.match(r"  [a-z]+ +[a-z]+ ", line) and not line.startswith("   ")]
+    assert [head for head in heads if head in GROUPS] == list(GROUPS)  # each once, none is empty
+    assert {command.rich_help_panel for command in app.registered_commands} == set(GROUPS)  # nobody forgot its own
 
 
 def example(name: str) -> list[str]:

@@ -349,7 +349,7 @@ def placed(begin: list[int]) -> PlacedBatch:
     rng = np.random.default_rng(7)
     tokens, targets = rng.integers(0, 256, (2, len(begin), 5))
     weights = np.full((len(begin), 5), 1.0 / (5 * len(begin)))
-    return PlacedBatch(tokens, targets, weights, np.array(begin)[:, None])
+    return PlacedBatch(tokens, targets, weights, begin=np.array(begin)[:, None])
 
 
 def tiny() -> Transformer:

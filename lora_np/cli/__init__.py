@@ -12,4 +12,15 @@ from . import (  # each adds its commands to `app`, as --help lists them
 from .main import code_of, main
 from .options import app
 
-__all__ = ["adapting", "app", "checking", "code_of", "conforming", "converting", "foreign", "ledgers", "main", "measuring"]
+__all__ = [
+    "adapting",
+    "app",
+    "checking",
+    "code_of",
+    "conforming",
+    "converting",
+    "foreign",
+    "ledgers",
+    "main",
+    "measuring",
+]

@@ -32,7 +32,7 @@ from .options import (
 )
 
 
-@app.command()
+@app.command(rich_help_panel="adapt")
 def adapt(
     file: Annotated[Path, typer.Argument(help="Text, TSV, CSV, JSONL, lines MEANING||REFERENCE, or as published.")],
     out: Out,
@@ -136,7 +136,7 @@ def adapt(
     return 0
 
 
-@app.command()
+@app.command(rich_help_panel="adapt")
 def generate(
     prompt: Annotated[str | None, typer.Option(help="What to answer; see --raw.")] = None,
     base: Base = None,

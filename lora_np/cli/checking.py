@@ -33,7 +33,7 @@ from .options import (
 from .pages import Html, check_page, own_page
 
 
-@app.command()
+@app.command(rich_help_panel="check")
 def gradcheck(seed: Seed = 0, device: Device = "cpu", as_json: AsJson = False) -> int:
     """Prove every gradient by three witnesses: derivation, autograd, difference quotient.
 
@@ -61,7 +61,7 @@ def gradcheck(seed: Seed = 0, device: Device = "cpu", as_json: AsJson = False) -
     return 0 if report.holds else 1
 
 
-@app.command()
+@app.command(rich_help_panel="convert")
 def merge(
     adapter: AdapterFolder,
     out: Out,
@@ -98,7 +98,7 @@ def merge(
     return 0
 
 
-@app.command()
+@app.command(rich_help_panel="check")
 def verify(
     adapter: AdapterFolder,
     merged: Annotated[Path, typer.Argument(help="The model folder that should equal base + adapter.")],
@@ -154,7 +154,7 @@ def _factors(array: Any) -> tuple[str, str]:
     return f"{array.factor:.7f}", f"{array.factor_low:.7f} … {array.factor_high:.7f}"
 
 
-@app.command()
+@app.command(rich_help_panel="measure")
 def params(
     model: Annotated[str, typer.Argument(help="gpt2, gpt2-medium, gpt2-large, gpt2-xl, gpt3, base, or a folder.")],
     method: MethodName = "lora",

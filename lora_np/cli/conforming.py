@@ -13,7 +13,7 @@ import typer
 from .options import AsJson, Overwrite, app, say, table
 
 
-@app.command()
+@app.command(rich_help_panel="check")
 def conform(
     adapter: Annotated[
         str | None, typer.Argument(help="FILE.py or MODULE, each with :FUNCTION or run(case) in it: this code is RUN.")

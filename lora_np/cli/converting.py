@@ -8,13 +8,14 @@ from typing import Annotated, Any
 
 import typer
 
-from .foreign import WORST, Alpha, counted, one_thread
+from ..engine.threads import one_matrix_thread
+from .foreign import WORST, Alpha, counted
 from .options import AsJson, Base, Out, Seed, app, say, seed_of, table
 
 To = Annotated[str, typer.Option("--to", help="peft, mlx, gguf (of llama.cpp) or lora_np.")]
 
 
-@app.command()
+@app.command(rich_help_panel="convert")
 def convert(
     adapter: Annotated[Path, typer.Argument(help="An adapter of PEFT, mlx-lm, loralib, llama.cpp or lora_np.")],
     to: To,
@@ -35,7 +36,7 @@ def convert(
     from ..converting import convert as converted
     from ..gradients import finite
 
-    with one_thread():
+    with one_matrix_thread():
         done = converted(adapter, to, out, base=base, alpha=alpha)
     if as_json:
         about = {"from": done.source, "to": done.to, "folder": str(done.folder), "to_the_bit": done.to_the_bit}
@@ -79,7 +80,7 @@ def same_in_words(modules: Sequence[Any]) -> str:
     )
 
 
-@app.command()
+@app.command(rich_help_panel="convert")
 def extract(
     base: Annotated[Path, typer.Argument(help="The model before its fine-tuning, of transformers or ours.")],
     tuned: Annotated[Path, typer.Argument(help="The same model after it.")],
@@ -99,7 +100,7 @@ def extract(
     from ..converting import extract as extracted
     from ..gradients import finite
 
-    with one_thread():
+    with one_matrix_thread():
         done = extracted(base, tuned, rank, out, to=to, seed=seed_of(seed))
     if as_json:
         matrices, left = ([finite(asdict(one)) for one in several] for several in (done.matrices, done.left))

@@ -15,6 +15,7 @@ from .options import AsJson, app, say, table
 from .pages import foreign_page
 
 Alpha = Annotated[float | None, typer.Option(help="Of an adapter of loralib, whose file does not hold it.")]
+MOST = 4  # threads of a verification: each holds some 40 MB of blocks
 WORST, ROWS = 12, 40  # rows that a table shows, and a page; the others are counted
 
 
@@ -43,6 +44,7 @@ def verify_foreign(
     adapter: Path, merged: Path, base: Path | None, alpha: float | None, *, as_json: bool, html: Path | None = None
 ) -> int:
     """Judge every tensor; 0 when all hold."""
+    from ..engine.threads import thread_map, worker_count
     from ..formats.adapters import read_adapter
     from ..formats.huggingface import open_weights
     from ..merges.judging import judged, tied_tables
@@ -53,10 +55,11 @@ def verify_foreign(
     before, about = read_base(adapter, base)
     update = read_adapter(adapter, before, about, alpha=alpha).checked("tied_head")
     after = open_weights(merged)
-    with one_thread():
-        found = list(judged(update, before, after, tied_tables(before, after)))
+    with thread_map(min(MOST, worker_count())) as run:
+        found = list(judged(update, before, after, tied_tables(before, after), run=run))
         holds = all(one.holds for one in found)
-        verdict, shares = in_words(found), replayed(update, before, after) if holds else {}
+        counted = {one.name: one.equal for one in found if one.equal is not None}
+        verdict, shares = in_words(found), replayed(update, before, after, counted) if holds else {}
     if html is not None:
         foreign_page(html, (adapter, merged, base), found, verdict, update, before, after)
     if as_json:
@@ -68,13 +71,6 @@ def verify_foreign(
         say(f"who wrote it: {who_wrote(shares)}")
     say(f"{'EQUAL' if holds else 'NOT EQUAL'}: {verdict}")
     return 0 if holds else 1
-
-
-def one_thread() -> Any:
-    """Inside, the matrix library uses one: products this small wait for threads longer than they take."""
-    from threadpoolctl import threadpool_limits
-
-    return threadpool_limits(limits=1, user_api="blas")
 
 
 def show(found: Sequence[Any]) -> None:
@@ -143,7 +139,7 @@ def merge_foreign(adapter: Path, out: Path, base: Path | None, alpha: float | No
     return 0
 
 
-@app.command()
+@app.command(rich_help_panel="check")
 def inspect(
     folder: Annotated[Path, typer.Argument(help="An adapter or a model, of any program.")],
     base: Annotated[Path | None, typer.Option(help="The model that an adapter was made for.")] = None,

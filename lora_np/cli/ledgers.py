@@ -12,7 +12,7 @@ import typer
 from .options import AsJson, app, say, table
 
 
-@app.command()
+@app.command(rich_help_panel="learn")
 def ledger(
     place: Annotated[str | None, typer.Option("--table", help="Of one table, 1 to 18, or another place.")] = None,
     only: Annotated[str | None, typer.Option(help="Of one verdict: =, ~ or ≠ (also written !=).")] = None,

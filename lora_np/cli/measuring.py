@@ -16,7 +16,7 @@ from .options import ALL_SIZES, AsJson, Base, Device, Out, Overwrite, Resume, Se
 BENCH = Kind("bench", ("bench.json", "bench.md", "bench.png"))
 
 
-@app.command()
+@app.command(rich_help_panel="measure")
 def study(
     out: Out = Path("lora-study"),
     full: Annotated[bool, typer.Option("--full", help="More steps and more seeds.")] = False,
@@ -63,7 +63,7 @@ def study(
     return 0 if result.holds else 1
 
 
-@app.command()
+@app.command(rich_help_panel="measure")
 def bench(
     what: Annotated[
         str, typer.Argument(help="step: training and generation; serving: many adapters at once.")
@@ -121,7 +121,7 @@ def bench(
     return 0
 
 
-@app.command()
+@app.command(rich_help_panel="learn")
 def tutorials(
     folder: Annotated[Path, typer.Argument(help="Folder to copy them to.")] = Path("tutorials"),
     blank: Annotated[bool, typer.Option("--blank", help="For students: not executed, without solutions.")] = False,

@@ -9,10 +9,31 @@ from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
+import typer.core
 
 from .streams import printable
 
+GROUPS = ("learn", "adapt", "check", "convert", "measure")
+
+
+class Groups(typer.core.TyperGroup):
+    """The commands by what a person wants, on one screen: `@app.command(rich_help_panel="check")` names the group."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        groups: dict[str, list[Any]] = {group: [] for group in GROUPS}
+        for command in self.commands.values():
+            groups.setdefault(getattr(command, "rich_help_panel", None) or "more", []).append(command)
+        first, second = (max(map(len, names)) for names in (groups, self.commands))
+        formatter.write("\n")
+        for group, commands in groups.items():
+            for number, command in enumerate(commands):
+                head = f"  {'' if number else group:{first}}  {command.name:{second}}  "
+                formatter.write(f"{head}{command.get_short_help_str(formatter.width - len(head))}\n")
+        formatter.write("\n  -h, --help  Show this message; behind a command, its options and an example.\n")
+
+
 app = typer.Typer(
+    cls=Groups,
     help="Understand and verify low-rank adaptation, in NumPy.",
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -44,7 +44,14 @@ from ..formats.updates import Adapter, LowRank, Numbers, Update, in_type
 from ..rounding import gamma, of_an_update, rounded, spacing, underflow, unit_roundoff, within
 
 ENTRIES = 1 << 17  # of a tensor at a time: 1 MiB in float64, of which some twenty are held together
+PIECE = 1 << 24  # bytes of a tensor that are compared by one thread before it takes others
+STEP = 1 << 19  # of them at a time
 SHORT = ("float16", "bfloat16")
+Run = Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]]
+
+
+def in_turn(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+    return [function(item) for item in items]
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,7 @@ class Judged:
     kind    "adapted", "untouched", "missing" (in the merged files) or "extra"
     array   gap, bound and factors where they could be measured
     fault   "" where it holds, else a word for programs, and `words` for people
+    equal   how many of its numbers each recipe gives to the bit, where they were counted on the way
     """
 
     name: str
@@ -81,6 +89,7 @@ class Judged:
     array: ArrayVerdict | None = None
     fault: str = ""
     words: str = ""
+    equal: Mapping[str, int] | None = None
 
     @property
     def holds(self) -> bool:
@@ -109,11 +118,13 @@ def judged(
     tied: Mapping[str, str] | None = None,
     *,
     named: bool = True,
+    run: Run = in_turn,
 ) -> Iterator[Judged]:
     """A verdict for each tensor that one side has or should have, in the order of the base.
 
     tied   {head: table} that are one tensor, of which the merged files may write both
     named  look for what a fault is, by `lora_np.merges.faults`
+    run    a map over pieces of a tensor, on threads; the numbers do not depend on it
     """
     for name in [*base, *(name for name, update in adapter.updates.items() if update.new and name not in base)]:
         update = adapter.updates.get(name)
@@ -125,12 +136,12 @@ def judged(
             shape, dtype = (update.shape, "") if about is None and update else (about.shape, about.dtype.name)  # type: ignore[union-attr]
             yield Judged(name, "missing", shape, dtype, None, "missing", "the merged files do not have it")
         elif update is None:
-            yield untouched(name, base[name], merged[name])
+            yield untouched(name, base[name], merged[name], run)
         else:
-            yield adapted(adapter, update, base.get(name), merged[name], named=named)
+            yield adapted(adapter, update, base.get(name), merged[name], named=named, run=run)
     for name in merged:
         if name not in base and name not in adapter.updates:
-            yield _extra(name, merged, tied or {})
+            yield _extra(name, merged, tied or {}, run)
 
 
 def tied_tables(base: Mapping[str, Tensor], merged: Mapping[str, Tensor]) -> dict[str, str]:
@@ -140,24 +151,24 @@ def tied_tables(base: Mapping[str, Tensor], merged: Mapping[str, Tensor]) -> dic
     return {head: tables[0] for head in heads if len(tables) == 1}
 
 
-def _extra(name: str, merged: Mapping[str, Tensor], tied: Mapping[str, str]) -> Judged:
+def _extra(name: str, merged: Mapping[str, Tensor], tied: Mapping[str, str], run: Run) -> Judged:
     """A tensor that the base has not: the copy of a tied one, or what should not be there."""
     found, other = merged[name], tied.get(name)
     about = (name, "extra", found.shape, found.dtype.name)
     if other is None or other not in merged:
         return Judged(*about, None, "extra", "neither the base nor the adapter has it")
-    if same_bytes(found, merged[other]):
+    if same_bytes(found, merged[other], run):
         return Judged(*about)
     words = f"it is tied to {other} in config.json, but they differ: the update was merged into one of them only"
     return Judged(*about, None, "tied", words)
 
 
-def untouched(name: str, base: Tensor, found: Tensor) -> Judged:
+def untouched(name: str, base: Tensor, found: Tensor, run: Run = in_turn) -> Judged:
     """What no adapter touches: the same bytes, type and shape, or what is different."""
     about = (name, "untouched", found.shape, found.dtype.name)
     if found.shape != base.shape:
         return Judged(*about, None, "shape", f"its shape is {found.shape}, that of the base {base.shape}")
-    if same_bytes(base, found):
+    if same_bytes(base, found, run):
         return Judged(*about)
     verdict, recast = _difference(name, base, found)
     if base.dtype != found.dtype and recast:
@@ -170,18 +181,24 @@ def untouched(name: str, base: Tensor, found: Tensor) -> Judged:
     return Judged(*about, verdict, "untouched_changed", words)
 
 
-def same_bytes(one: Tensor, other: Tensor) -> bool:
+def same_bytes(one: Tensor, other: Tensor, run: Run = in_turn) -> bool:
+    """The same type, shape and bytes; numbers are compared as whole words, whatever they mean."""
     if one.dtype != other.dtype or one.shape != other.shape:
         return False
-    step = 16 * ENTRIES
-    return all(
-        np.array_equal(_bytes(one, start, start + step), _bytes(other, start, start + step))
-        for start in range(0, one.size, step)
-    )
+    size = one.dtype.itemsize
+    step = STEP // size
+
+    def piece(start: int) -> bool:
+        ends = [(at, min(at + step, one.size)) for at in range(start, min(start + PIECE // size, one.size), step)]
+        return all(bool((_words(one, *end) == _words(other, *end)).all()) for end in ends)
+
+    return all(run(piece, range(0, one.size, PIECE // size)))
 
 
-def _bytes(tensor: Tensor, start: int, stop: int) -> Array:
-    return np.ascontiguousarray(flat(tensor, start, min(stop, tensor.size))).view(np.uint8)
+def _words(tensor: Tensor, start: int, stop: int) -> Array:
+    """The bytes of these numbers, eight at a time where they can be so divided."""
+    found = np.ascontiguousarray(flat(tensor, start, stop)).view(np.uint8)
+    return found.view(np.uint64) if found.size % 8 == 0 else found
 
 
 def _difference(name: str, base: Tensor, found: Tensor) -> tuple[ArrayVerdict, bool]:
@@ -199,20 +216,24 @@ def _difference(name: str, base: Tensor, found: Tensor) -> tuple[ArrayVerdict, b
     return ArrayVerdict(name, False, max(gap, 0.0), 0.0, math.inf if gap > 0 else 0.0, at, wrong, None), recast
 
 
-def adapted(adapter: Adapter, update: Update, base: Tensor | None, found: Tensor, *, named: bool = False) -> Judged:
+def adapted(
+    adapter: Adapter, update: Update, base: Tensor | None, found: Tensor, *, named: bool = False, run: Run = in_turn
+) -> Judged:
     """What the adapter changes, judged over all of it."""
+    from .screening import screened
+
     about = (update.name, "adapted", found.shape, found.dtype.name)
     if found.shape != update.shape:
         return Judged(*about, None, "shape", f"its shape is {found.shape}, and should be {update.shape}")
     W = np.zeros(update.shape, found.dtype) if base is None else base
     ready = update.prepared(W)
     stages = stages_of(update, W, found)
-    verdict = verdict_of(ready, W, found, stages)
+    verdict, equal = screened(ready, W, found, stages, run) or (verdict_of(ready, W, found, stages, run=run), None)
     if base is not None and base.dtype != found.dtype:
         words = f"it is stored as {found.dtype.name}, the base as {base.dtype.name}"
         return Judged(*about, verdict, "recast" if verdict.holds else "wrong", words)
     if verdict.holds:
-        return Judged(*about, verdict)
+        return Judged(*about, verdict, equal=equal)
     if not math.isfinite(verdict.gap):
         return Judged(*about, verdict, "not_finite", f"entry {list(verdict.entry)} is not finite")
     from .faults import Case, name_of
@@ -229,18 +250,30 @@ def _off(verdict: ArrayVerdict) -> str:
 
 
 def verdict_of(
-    ready: Update, W: Numbers, found: Numbers, stages: Stages, blocks: Iterable[slice] | None = None,
-    precision: Any = None,
+    ready: Update, W: Numbers, found: Numbers, stages: Stages, blocks: Sequence[slice] | None = None,
+    precision: Any = None, run: Run = in_turn,
 ) -> ArrayVerdict:  # fmt: skip
     """(V1) to (V3) over blocks of rows, all of them when None; `ready` is prepared with the base W.
 
     precision   of the sum; that of what is found when None
+    run         a map over blocks, on threads
     """
-    tally, precision = Sums(), precision or found.dtype
     norms = _norm_doubt(ready, W, stages)
-    for rows in blocks or row_blocks(*ready.matrix, ENTRIES):
-        tally.take(rows.start, expectation(ready, W, rows, stages, norms), found_rows(ready, found, rows), precision)
-    verdict = tally.verdict(ready.name)
+
+    def tally_of(rows: slice) -> Sums:
+        part = Sums()
+        made = expectation(ready, W, rows, stages, norms)
+        part.take(rows.start, made, found_rows(ready, found, rows), precision or found.dtype)
+        return part
+
+    tally = Sums()
+    for part in run(tally_of, blocks or row_blocks(*ready.matrix, ENTRIES)):
+        tally.join(part)
+    return placed(tally.verdict(ready.name), ready)
+
+
+def placed(verdict: ArrayVerdict, ready: Update) -> ArrayVerdict:
+    """The same verdict, its entry counted in the axes of the tensor."""
     at = math.prod(ready.matrix[1:]) * verdict.entry[0] + verdict.entry[1] if verdict.entry else 0
     return dataclasses.replace(verdict, entry=tuple(int(i) for i in np.unravel_index(at, ready.shape)))
 
@@ -286,15 +319,16 @@ def expectation(ready: Update, W: Numbers, rows: slice, stages: Stages, norms: A
     """These rows of W0, and what they should become."""
     same = tuple(W.shape) == ready.shape
     before = found_rows(ready, W, rows) if same else np.zeros((rows.stop - rows.start, ready.matrix[1]))
-    change = ready.change(rows)
-    value = before + change if ready.only_sums else ready.expected(W, rows)
-    terms, k = ready.sizes(rows), roundings_of(ready) + stages.more
+    change, terms, k = ready.change(rows), ready.sizes(rows), roundings_of(ready) + stages.more
+    if ready.only_sums:
+        return of_sums(before, change, terms, k, lost_of(ready), stages)
+    value = ready.expected(W, rows)
     if ready.shift is not None:
         terms = terms + abs(ready.shift.scale * np.asarray(ready.shift.b, np.float64)).reshape(terms.shape)
     plain = ready.magnitude is None
     inner = value if plain else ready._sum(W, rows)
     update = inner - before if ready.shift is not None else change
-    E = _update_error(before, terms, update, k, _lost(ready), stages)
+    E = _update_error(before, terms, update, k, lost_of(ready), stages)
     E = E + np.where(E > 0.0, unit_roundoff(stages.wide) * (abs(inner) + E), 0.0)
     if not plain:
         E, terms, k = _scaled(ready, inner, value, E, terms, k, rows, stages, norms)
@@ -304,6 +338,14 @@ def expectation(ready: Update, W: Numbers, rows: slice, stages: Stages, norms: A
         E, terms = _known(ready, rows, E), _known(ready, rows, terms)
     u = unit_roundoff(np.float64)
     return Expectation(before, value, update, E, within(gamma(k, u), terms) + u * abs(value))
+
+
+def of_sums(before: Array, change: Array, terms: Array, k: int, lost: float, stages: Stages) -> Expectation:
+    """What entries of W0 (`before`) should become where nothing is done but adding s·BA, in any shape."""
+    value, u = before + change, unit_roundoff(np.float64)
+    E = _update_error(before, terms, change, k, lost, stages)
+    E = E + np.where(E > 0.0, unit_roundoff(stages.wide) * (abs(value) + E), 0.0)
+    return Expectation(before, value, change, E, within(gamma(k, u), terms) + u * abs(value))
 
 
 def _update_error(before: Array, terms: Array, update: Array, k: int, lost: float, stages: Stages) -> Array:
@@ -357,7 +399,7 @@ def roundings_of(update: Update) -> int:
     return sum(part.rank + 2 for part in update.parts) + 1
 
 
-def _lost(update: Update) -> float:
+def lost_of(update: Update) -> float:
     """l of (V4): how often half the smallest number may be lost; s multiplies what was lost before it.
 
     Where s meets B first (mlx-lm), or A, each of its numbers may lose as much, before the other factor multiplies it;

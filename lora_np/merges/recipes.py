@@ -63,10 +63,14 @@ def merged_rows(
     if not only_sums(ready):
         return in_type(ready.expected(W, rows), dtype)
     before = ready.base_rows(W, rows)
-    order, made = _order(recipe, ready), {} if made is None else made
+    order, made = order_of(recipe, ready), {} if made is None else made
     if order not in made:
         made[order] = ready.change(rows, order)
-    delta = made[order]
+    return added(recipe, before, made[order], dtype)
+
+
+def added(recipe: Recipe, before: Array, delta: Array, dtype: npt.DTypeLike) -> Array:
+    """The base, as it is stored, and an update in this recipe's order, as one tensor of this type."""
     if recipe.cast:
         delta = in_type(delta, before.dtype)
     elif recipe.product is not None:
@@ -80,25 +84,36 @@ def only_sums(update: Update) -> bool:
     return update.only_sums
 
 
-def _order(recipe: Recipe, update: Update) -> Order:
+def order_of(recipe: Recipe, update: Update) -> Order:
+    """In which order it computes this update."""
     if recipe.product is not None:
         return Order(recipe.product, scale_first=recipe.scale_first)
     order = peft_order(update.parts[0].B.dtype.name)
     return order if order.cast != order.product else Order(order.product)
 
 
-def replayed(adapter: Adapter, base: Mapping[str, Tensor], merged: Mapping[str, Tensor]) -> dict[str, float]:
+def replayed(
+    adapter: Adapter,
+    base: Mapping[str, Tensor],
+    merged: Mapping[str, Tensor],
+    counted: Mapping[str, Mapping[str, int]] | None = None,
+) -> dict[str, float]:
     """For each recipe, the share of the numbers of all sums of s·BA that it gives to the bit; {} where there are none.
 
     Left out are recipes that write another type than what is found.
+
+    counted   {tensor: {recipe: numbers}} of tensors that were compared before
     """
     equal, total = dict.fromkeys(RECIPES, 0), 0
     for name, update in adapter.updates.items():
         if not only_sums(update) or name not in base or name not in merged:
             continue
-        ready, found = update.prepared(base[name]), merged[name]
+        found, total = merged[name], total + merged[name].size
         equal = {key: n for key, n in equal.items() if RECIPES[key].file in (None, found.dtype.name)}
-        total += found.size
+        if counted and name in counted:
+            equal = {key: n + counted[name][key] for key, n in equal.items()}
+            continue
+        ready = update.prepared(base[name])
         for rows in row_blocks(*update.matrix, ENTRIES):
             there = flat(found, rows.start * update.matrix[1], rows.stop * update.matrix[1])
             made: dict[Order, Array] = {}

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from ..figures.page import STYLE
 from .asking import Claim, Section, Table
 from .cells import HEAD, MEASURES, SETTINGS, Row
-from .report import STYLE
 
 if TYPE_CHECKING:
     from .repeating import Repeated

@@ -8,7 +8,7 @@ from one that knows what is near, the same at every position (see `near_sighted`
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -48,13 +48,15 @@ class Recipe:
 class PlacedBatch(Batch):
     """A batch whose rows begin at positions of their own, `begin` (batch, 1)."""
 
-    begin: npt.NDArray[np.int64]
+    begin: npt.NDArray[np.int64] = field(kw_only=True)
 
     def shards(self, n: int) -> list[Batch]:
         """As those of a batch, each with the places of its rows."""
         plain = super().shards(n)
         places = np.array_split(self.begin, len(plain))
-        return [PlacedBatch(b.tokens, b.targets, b.weights, begin) for b, begin in zip(plain, places, strict=True)]
+        return [
+            PlacedBatch(b.tokens, b.targets, b.weights, begin=begin) for b, begin in zip(plain, places, strict=True)
+        ]
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class Windows:
         begin = rng.integers(0, self.context - size + 1, (windows, 1))
         read = self.text[first + np.arange(size + 1)].astype(np.int64)
         weights = np.full((windows, size), 1.0 / (windows * size), np.float32)
-        return PlacedBatch(read[:, :-1], read[:, 1:], weights, begin)
+        return PlacedBatch(read[:, :-1], read[:, 1:], weights, begin=begin)
 
 
 def waves(context: int, d_model: int, size: float) -> npt.NDArray[np.float32]:
