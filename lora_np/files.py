@@ -29,6 +29,7 @@ from .disk.writing import write_atomically, write_json
 from .engine.arrays import Array
 from .engine.devices import to_host
 from .formats.folders import is_foreign
+from .installed import base_path
 from .lora import adapters
 from .method import Method
 from .methods import described, method_from
@@ -95,9 +96,9 @@ def _stored_as(arrays: Arrays, dtype: np.dtype[Any]) -> Arrays:
 def load_model(folder: str | Path | None = None, dtype: npt.DTypeLike = np.float32) -> Transformer:
     """Read a model folder, by default the base that ships, and compute in `dtype` whatever it is stored in.
 
-    One of other software is read as `lora_np.loading` says.
+    One of other software is read as `lora_np.loading` says; one that an installed package brings, by its name there.
     """
-    folder = BASE if folder is None else Path(folder)
+    folder = BASE if folder is None else base_path(folder)
     if is_foreign(folder):
         from .loading import load_foreign  # and with it all formats
 
@@ -112,11 +113,12 @@ def load_model(folder: str | Path | None = None, dtype: npt.DTypeLike = np.float
 
 def load_config(folder: str | Path) -> TransformerConfig:
     """The sizes of the model in a folder or file, ours or of other software; not one number is read."""
+    folder = base_path(folder)
     if is_foreign(folder):
         from .loading import open_foreign
 
         return open_foreign(folder).config
-    path = Path(folder) / "config.json"
+    path = folder / "config.json"
     config: TransformerConfig = _checked(TransformerConfig, read_json(path), path)
     return config
 

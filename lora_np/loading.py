@@ -1,4 +1,4 @@
-r"""Models of other software as ours: folders of transformers, and GGUF files of Llama.
+r"""Models of other software as ours: folders of transformers, GGUF files of Llama, and the .npz files of glassllm.
 
     config.json, or the settings of a GGUF file → TransformerConfig → its skeleton → arrays in place of what is blank
 
@@ -23,9 +23,10 @@ from .engine.arrays import Array
 from .engine.memory import available_bytes
 from .formats import names
 from .formats.disk import only, shown
-from .formats.folders import gguf_file
+from .formats.folders import gguf_file, npz_file
 from .formats.gguf import open_gguf
 from .formats.huggingface import open_model
+from .formats.npz import open_npz
 from .formats.tensors import Tensor
 from .model import Transformer, initialize, skeleton
 from .parameters import Arrays, parameters, with_parameters
@@ -39,11 +40,16 @@ FAMILIES = {
     "bert": ("bert", "gelu"),
     "roberta": ("bert", "gelu"),
 }
+TURNED = ("attention.query.W", "attention.key.W")
 LEFT_OUT = ("pooler.", "masked.")  # of an encoder: what only its training needed
 SETTINGS = {  # of a GGUF file, each behind "llama."
     "context": "context_length", "d_model": "embedding_length", "layers": "block_count",
     "heads": "attention.head_count", "kv_heads": "attention.head_count_kv", "d_ff": "feed_forward_length",
     "eps": "attention.layer_norm_rms_epsilon",
+}  # fmt: skip
+NPZ_SETTINGS = {  # of a .npz file
+    "vocab": "vocab_size", "context": "max_len", "d_model": "d_model", "layers": "n_layers", "heads": "n_heads",
+    "kv_heads": "n_kv_heads", "theta": "rope_base", "eps": "eps",
 }  # fmt: skip
 
 
@@ -51,12 +57,14 @@ SETTINGS = {  # of a GGUF file, each behind "llama."
 class Foreign:
     """A model that was not read yet: its sizes, and where each of its arrays is.
 
+    family   what transformers calls its kind; "" where it knows none like it
     turned   what becomes of an array after it was read, by its name, where the file keeps it otherwise
     """
 
     path: Path
     config: TransformerConfig
     tensors: Mapping[str, Tensor]
+    family: str = ""
     turned: Callable[[str, Array], Array] = lambda name, array: array
 
 
@@ -68,8 +76,10 @@ def open_foreign(path: str | Path) -> Foreign:
     path = Path(path)
     if gguf := gguf_file(path):
         return _opened_gguf(gguf)
+    if npz := npz_file(path):
+        return _opened_npz(npz)
     tensors, found, family = open_model(path)
-    return Foreign(path, _config(found, family, tensors, str(path / "config.json")), tensors)
+    return Foreign(path, _config(found, family, tensors, str(path / "config.json")), tensors, family)
 
 
 def load_foreign(
@@ -152,7 +162,7 @@ def _made(sizes: Mapping[str, Any], where: str) -> TransformerConfig:
 
 
 def _opened_gguf(path: Path) -> Foreign:
-    """llama.cpp turns neighbours where this package turns halves, and stores the rows of queries and keys that way."""
+    """llama.cpp turns neighbours where this package turns halves."""
     tensors, settings = open_gguf(path)
     kind = settings.get("general.architecture")
     if kind != "llama":
@@ -168,14 +178,32 @@ def _opened_gguf(path: Path) -> Foreign:
     sizes |= {"theta": settings.get("llama.rope.freq_base", 1e4)}
     sizes |= {name: _as_written(sizes[name]) for name in ("theta", "eps")}
     config = _made(sizes, str(path))
+    return Foreign(path, config, ours, "llama", _halves(config.d_head))
+
+
+def _halves(d_head: int) -> Callable[[str, Array], Array]:
+    """Rows of queries and keys from the order of those who turn neighbours to that of who turns halves."""
 
     def turned(name: str, array: Array) -> Array:
-        if not name.endswith(("attention.query.W", "attention.key.W")):
+        if not name.endswith(TURNED):
             return array
-        pairs = array.reshape(-1, config.d_head // 2, 2, array.shape[1])
+        pairs = array.reshape(-1, d_head // 2, 2, array.shape[1])
         return pairs.swapaxes(1, 2).reshape(array.shape)
 
-    return Foreign(path, config, ours, turned)
+    return turned
+
+
+def _opened_npz(path: Path) -> Foreign:
+    """A Llama as glassllm stores it: matrices (d_in, d_out), a tied head; it turns neighbours, as llama.cpp does."""
+    tensors, settings = open_npz(path)
+    missing = [theirs for theirs in NPZ_SETTINGS.values() if theirs not in settings]
+    if missing or type(settings["n_layers"]) is not int or not 0 < settings["n_layers"] < 1 << 16:
+        raise ValueError(f"{path}: {(missing or ['n_layers'])[0]} is missing or no size of a model")
+    ours = names.ours(tensors, "llama of glassllm", settings["n_layers"])
+    sizes = {name: settings[theirs] for name, theirs in NPZ_SETTINGS.items()}
+    sizes |= {"d_ff": ours["blocks.0.mlp.up.W"].shape[0], "tied": True, "architecture": "llama"}
+    config = _made(sizes, str(path))
+    return Foreign(path, config, ours, turned=_halves(config.d_head))
 
 
 # -------------------------------------------------------------------------------------------------------- arrays

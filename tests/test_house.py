@@ -15,7 +15,7 @@ PACKAGE = Path(lora_np.__file__).parent
 # From the ground up. A room is a module or a package of `lora_np`; an import inside a function counts as any other.
 FLOORS = (
     {"engine", "names", "stopping", "textbook", "tokenizers", "version"},
-    {"config", "disk", "formats", "operations", "parameters", "progress", "rounding"},
+    {"config", "disk", "formats", "installed", "operations", "parameters", "progress", "rounding"},
     {"method", "modules", "optimization", "tasks", "tutorials", "wrappers"},
     {"model"},
     {"generation", "loading", "lora", "training"},

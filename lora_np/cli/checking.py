@@ -150,7 +150,7 @@ def _factors(array: Any) -> tuple[str, str]:
 
 @app.command()
 def params(
-    model: Annotated[str, typer.Argument(help="gpt2, gpt2-medium, gpt2-large, gpt2-xl, gpt3, base, or a folder.")],
+    model: Annotated[str, typer.Argument(help="gpt2, gpt2-medium, gpt2-large, gpt2-xl, gpt3, base, smollm2, minilm, or a folder.")],
     method: MethodName = "lora",
     settings: Settings = None,
     rank: Rank = None,

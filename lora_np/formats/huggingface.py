@@ -19,6 +19,7 @@ from .archive import INDEX as BIN_INDEX
 from .archive import open_archive
 from .disk import only, read_json, shown
 from .gguf import open_gguf
+from .npz import open_npz
 from .tensors import INDEX, SINGLE, Tensors, open_tensors, read_sharded
 
 ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh"}
@@ -136,6 +137,8 @@ def open_weights(path: str | Path) -> Tensors:
     if not path.is_dir():
         if path.suffix == ".gguf":
             return open_gguf(path)[0]
+        if path.suffix == ".npz":
+            return open_npz(path)[0]
         return open_archive(path) if path.suffix in (".bin", ".pt", ".pth") else open_tensors(path)
     if any((path / name).exists() for name in (SINGLE, INDEX)):
         return open_tensors(path)
