@@ -36,6 +36,7 @@ from .methods import described, method_from
 from .model import Transformer, place_of, skeleton
 from .optimization import TrainingState
 from .parameters import Arrays, parameters, walk, with_parameters
+from .precision import check_kind, in_16_bits
 from .wrappers import wrappers
 
 BASE = Path(__file__).parent / "pretrained"  # the base that ships
@@ -93,22 +94,27 @@ def _stored_as(arrays: Arrays, dtype: np.dtype[Any]) -> Arrays:
     return stored
 
 
-def load_model(folder: str | Path | None = None, dtype: npt.DTypeLike = np.float32) -> Transformer:
+def load_model(
+    folder: str | Path | None = None, dtype: npt.DTypeLike = np.float32, *, held: str | None = None
+) -> Transformer:
     """Read a model folder, by default the base that ships, and compute in `dtype` whatever it is stored in.
 
     One of other software is read as `lora_np.loading` says; one that an installed package brings, by its name there.
+    held  "float16" or "bfloat16": its matrices stay frozen, and are held in that: see `lora_np.precision`.
     """
+    check_kind(held)
     folder = BASE if folder is None else base_path(folder)
     if is_foreign(folder):
         from .loading import load_foreign  # and with it all formats
 
-        return load_foreign(folder, dtype)
+        return load_foreign(folder, dtype, held=held)
     about, path = read_json(folder / "config.json"), folder / "config.json"
     config = _checked(TransformerConfig, about, path)
     arrays, header = read_arrays(folder / "model.safetensors")
     _check_about(about, header, path)
     plain = skeleton(config)
-    return _filled(plain, arrays, folder / "model.safetensors", dtype, parameters(plain))
+    model = _filled(plain, arrays, folder / "model.safetensors", dtype, parameters(plain))
+    return in_16_bits(model, held) if held else model
 
 
 def load_config(folder: str | Path) -> TransformerConfig:
@@ -142,7 +148,8 @@ def load_adapter(folder: str | Path, base: Transformer) -> tuple[Transformer, Me
         raise ValueError(f"{path}: 'base' must be the digest of a model")
     if about["base"] != digest(base):
         raise ValueError(
-            f"{folder} was trained on another base: its digest is {about['base'][:12]}, this base's {digest(base)[:12]}"
+            f"{folder} was trained on another base, or on this one in another --base-dtype: "
+            f"its digest is {about['base'][:12]}, this base's {digest(base)[:12]}"
         )
     arrays, header = read_arrays(folder / "adapter.safetensors")
     _check_about(about, header, path)

@@ -30,6 +30,7 @@ from .formats.npz import open_npz
 from .formats.tensors import Tensor
 from .model import Transformer, initialize, skeleton
 from .parameters import Arrays, parameters, with_parameters
+from .precision import check_kind, held_as, is_held
 
 # Their family → our architecture, and how its MLP must be described for that to be true.
 FAMILIES = {
@@ -83,21 +84,28 @@ def open_foreign(path: str | Path) -> Foreign:
 
 
 def load_foreign(
-    path: str | Path, dtype: npt.DTypeLike = np.float32, *, classes: int = 0, rng: np.random.Generator | None = None
+    path: str | Path,
+    dtype: npt.DTypeLike = np.float32,
+    *,
+    held: str | None = None,
+    classes: int = 0,
+    rng: np.random.Generator | None = None,
 ) -> Transformer:
     """A model of other software, computed in `dtype` whatever it is stored in.
 
+    held           "float16" or "bfloat16": its matrices are held in that, each rounded as it is read
     classes, rng   a fresh head for so many classes, drawn by rng, where the file has none
 
     Raises ValueError or OSError in one line, before an array is allocated, for a file that is not as its description
     says, or a model that does not fit into memory; and for numbers that are not finite.
     """
+    check_kind(held)
     foreign = open_foreign(path)
     expected = parameters(skeleton(foreign.config, dtype))
     found = {name: tensor for name, tensor in foreign.tensors.items() if name in expected or not _unused(name)}
     _check_shapes(found, expected, foreign)
-    check_memory(foreign, np.dtype(dtype))
-    model = with_parameters(skeleton(foreign.config, dtype), _read(found, foreign, np.dtype(dtype)))
+    check_memory(foreign, np.dtype(dtype), held)
+    model = with_parameters(skeleton(foreign.config, dtype), _read(found, foreign, np.dtype(dtype), held))
     return with_classes(model, classes, rng, _pooler(foreign, np.dtype(dtype))) if classes else model
 
 
@@ -112,15 +120,19 @@ def with_classes(
     return replace(model, config=config, head=with_parameters(small.head, pooler or {}))
 
 
-def check_memory(foreign: Foreign, dtype: np.dtype[Any]) -> None:
+def check_memory(foreign: Foreign, dtype: np.dtype[Any], held: str | None = None) -> None:
     """Raise ValueError where the arrays, and beside them the largest as it is read, need more memory than there is."""
-    counts = {name: tensor.size for name, tensor in foreign.tensors.items()}
-    needed = sum(counts.values()) * dtype.itemsize + 2 * max(counts.values()) * max(dtype.itemsize, 4)
+    sizes = {
+        name: tensor.size * (2 if held and is_held(name, len(tensor.shape)) else dtype.itemsize)
+        for name, tensor in foreign.tensors.items()
+    }
+    needed = sum(sizes.values()) + 2 * max(tensor.size for tensor in foreign.tensors.values()) * max(dtype.itemsize, 4)
     free = available_bytes()
     if free is not None and needed > free:
+        less = "" if held else ", hold it in 16 bits (--base-dtype bfloat16)"
         raise ValueError(
             f"{foreign.path}: reading it takes {needed / 1e9:.3g} GB, and {free / 1e9:.3g} GB are available: "
-            "free some, or take a smaller model"
+            f"free some{less}, or take a smaller model"
         )
 
 
@@ -231,13 +243,13 @@ def _check_shapes(found: Mapping[str, Tensor], expected: Arrays, foreign: Foreig
             )
 
 
-def _read(found: Mapping[str, Tensor], foreign: Foreign, dtype: np.dtype[Any]) -> Arrays:
+def _read(found: Mapping[str, Tensor], foreign: Foreign, dtype: np.dtype[Any], held: str | None = None) -> Arrays:
     arrays = {}
     for name, tensor in found.items():
         array = np.ascontiguousarray(foreign.turned(name, np.asarray(tensor)), dtype=dtype)
         if not np.isfinite(array).all():
             raise ValueError(f"{foreign.path}: {name} holds a number that is not finite in {dtype}")
-        arrays[name] = array
+        arrays[name] = held_as(name, array, held) if held and is_held(name, array.ndim) else array
     return arrays
 
 

@@ -174,7 +174,7 @@ def _of_characters(path: Path) -> FileTokenizer:
     texts = isinstance(alphabet, list) and all(isinstance(letter, str) for letter in alphabet)
     if not (texts and isinstance(merges, list) and all(map(_is_pair, merges))):
         raise ValueError(f"{beside} must hold an alphabet, a list of characters, and merges, a list of pairs")
-    words = [*SPECIAL, *alphabet, *(first + second for first, second in merges)]
+    words = [*SPECIAL, *(alphabet or []), *(first + second for first, second in merges)]
     known = {word: number for number, word in enumerate(words)}
     if wrong := [pair for pair in merges if not set(pair) <= set(known)]:
         raise ValueError(f"{beside}: merges join {shown(wrong[0])}, which are not in its vocabulary")

@@ -16,7 +16,7 @@ PACKAGE = Path(lora_np.__file__).parent
 FLOORS = (
     {"engine", "names", "stopping", "textbook", "tokenizers", "version"},
     {"config", "disk", "formats", "installed", "operations", "parameters", "progress", "rounding"},
-    {"method", "modules", "optimization", "tasks", "tutorials", "wrappers"},
+    {"method", "modules", "optimization", "precision", "tasks", "tutorials", "wrappers"},
     {"model"},
     {"generation", "loading", "lora", "training"},
     {"methods", "proofs"},

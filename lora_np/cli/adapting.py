@@ -10,6 +10,7 @@ import typer
 
 from .options import (
     Base,
+    BaseType,
     Device,
     MethodName,
     Out,
@@ -22,6 +23,7 @@ from .options import (
     app,
     chosen_method,
     fraction,
+    held_base,
     rates_of,
     say,
     seed_of,
@@ -36,6 +38,7 @@ def adapt(
     out: Out,
     format: Annotated[str | None, typer.Option(help="text, tsv, csv, jsonl or e2e; guessed when left out.")] = None,
     base: Base = None,
+    base_dtype: BaseType = None,
     method: MethodName = "lora",
     settings: Settings = None,
     rank: Rank = None,
@@ -68,7 +71,7 @@ def adapt(
     """
     from ..adaptation import ADAPTER, DataConfig, adapt_to_file
     from ..disk.folders import check_free
-    from ..files import BASE, load_model
+    from ..files import BASE
     from ..optimization import TrainingConfig
     from ..progress import describe, watch
     from ..vocabularies import tokenizer_of
@@ -83,7 +86,7 @@ def adapt(
     training = TrainingConfig(
         steps=steps, learning_rate=learning_rate, warmup=min(20, steps // 10), seed=seed, rates=rates_of(rates)
     )
-    model = load_model(base)
+    model = held_base(base, base_dtype, device)
     result = adapt_to_file(
         file,
         out,
@@ -110,6 +113,7 @@ def adapt(
 def generate(
     prompt: Annotated[str, typer.Option(help="What to answer; see --raw.")],
     base: Base = None,
+    base_dtype: BaseType = None,
     adapter: Annotated[Path | None, typer.Option(help="Adapter folder to put beside the base.")] = None,
     tokens: Annotated[int, typer.Option(help="The most to generate.")] = 100,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token; above 0 draws.")] = 0.0,
@@ -122,14 +126,14 @@ def generate(
     Example: lora-np generate --prompt 'The os module' --raw --tokens 60
     """
     from ..engine.devices import to_device
-    from ..files import load_adapter, load_model
+    from ..files import load_adapter
     from ..generation import generate as generated
     from ..tasks import prompt_tokens
     from ..vocabularies import begun, tokenizer_of
 
     if tokens < 1:
         raise ValueError(f"--tokens must be at least 1, got {tokens}")
-    model = load_model(base)
+    model = held_base(base, base_dtype, device)
     tokenizer = tokenizer_of(base, model.config)
     given = begun(tokenizer, prompt) if raw else prompt_tokens(prompt, tokenizer)
     if adapter is not None:

@@ -14,6 +14,7 @@ from .options import (
     AdapterFolder,
     AsJson,
     Base,
+    BaseType,
     Device,
     MethodName,
     Out,
@@ -24,6 +25,7 @@ from .options import (
     Targets,
     app,
     chosen_method,
+    held_base,
     in_bytes,
     say,
     seed_of,
@@ -65,6 +67,7 @@ def merge(
     adapter: AdapterFolder,
     out: Out,
     base: Base = None,
+    base_dtype: BaseType = None,
     overwrite: Overwrite = False,
     recipe: Annotated[
         str | None, typer.Option(help="Of another program's: peft, peft_safe, float32, float64, mlx or llama_cpp.")
@@ -78,7 +81,7 @@ def merge(
     Example: lora-np merge my-adapter --out my-model
     """
     from ..disk.folders import check_free
-    from ..files import BASE, MODEL, load_adapter, load_model, save_model
+    from ..files import BASE, MODEL, load_adapter, save_model
     from ..wrappers import merge_whole, wrappers
     from .foreign import merge_foreign
 
@@ -89,7 +92,7 @@ def merge(
         return merge_foreign(adapter, out, base, alpha, recipe)
     if recipe is not None or alpha is not None:
         raise ValueError("--recipe and --alpha belong to adapters of other programs: leave them out")
-    model, _ = load_adapter(adapter, load_model(base))
+    model, _ = load_adapter(adapter, held_base(base, base_dtype))
     found = wrappers(model)
     save_model(out, merge_whole(model) if found else model, overwrite=overwrite)
     what = f"merged {len(found)} adapted maps" if found else "nothing stood beside the base: wrote what was trained"
@@ -102,6 +105,7 @@ def verify(
     adapter: AdapterFolder,
     merged: Annotated[Path, typer.Argument(help="The model folder that should equal base + adapter.")],
     base: Base = None,
+    base_dtype: BaseType = None,
     alpha: Alpha = None,
     as_json: AsJson = False,
 ) -> int:
@@ -120,7 +124,7 @@ def verify(
     if alpha is not None:
         raise ValueError("--alpha belongs to adapters of loralib: leave it out")
 
-    model, _ = load_adapter(adapter, load_model(base))
+    model, _ = load_adapter(adapter, held_base(base, base_dtype))
     text = np.random.default_rng(0).integers(32, 127, (2, min(128, model.config.context)))
     certificate = certify(model, load_model(merged), text % model.config.vocab)
     if as_json:
@@ -150,7 +154,9 @@ def _factors(array: Any) -> tuple[str, str]:
 
 @app.command()
 def params(
-    model: Annotated[str, typer.Argument(help="gpt2, gpt2-medium, gpt2-large, gpt2-xl, gpt3, base, smollm2, minilm, or a folder.")],
+    model: Annotated[
+        str, typer.Argument(help="gpt2, gpt2-medium, gpt2-large, gpt2-xl, gpt3, base, smollm2, minilm, or a folder.")
+    ],
     method: MethodName = "lora",
     settings: Settings = None,
     rank: Rank = None,

@@ -21,7 +21,6 @@ app = typer.Typer(
 )
 
 
-
 def named_base(base: Path | None) -> Path | None:
     """The folder or file that --base names; a model that an installed package brings has a name of one word."""
     if base is None or base.exists():
@@ -41,6 +40,10 @@ Base = Annotated[
         "glassllm; the base that ships if left out.",
         callback=named_base,
     ),
+]
+BaseType = Annotated[
+    str | None,
+    typer.Option("--base-dtype", help="Hold the frozen base in float16 or bfloat16: half the memory of float32."),
 ]
 Out = Annotated[Path, typer.Option(help="Folder to write; it appears when it is complete.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what exists at --out.")]
@@ -97,6 +100,16 @@ def in_bytes(n: int) -> str:
         if n >= size:
             return f"{n:,} B = {n / size:.4g} {unit}"
     return f"{n:,} B"
+
+
+def held_base(base: Path | None, kind: str | None, device: str = "cpu") -> Any:
+    """The model to start from, held as --base-dtype says; raises ValueError where a device would hold it otherwise."""
+    from ..files import load_model
+
+    held = None if kind == "float32" else kind
+    if held and device != "cpu":
+        raise ValueError(f"--base-dtype {kind} is for --device cpu: leave it out")
+    return load_model(base, held=held)
 
 
 def named_targets(targets: str) -> str | tuple[str, ...]:
@@ -156,7 +169,9 @@ def sizes_of(name: str) -> Any:
         return named_shape(name)
     path = base_path(name)
     if not path.exists():
-        raise ValueError(f"model must be one of {nearest_first(name, [*SHAPES, *INSTALLED])}, or a folder; got {name!r}")
+        raise ValueError(
+            f"model must be one of {nearest_first(name, [*SHAPES, *INSTALLED])}, or a folder; got {name!r}"
+        )
     return load_config(path)
 
 
