@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from .config import parameter_count
 from .costs import step_bytes
 from .disk.folders import check_free, new_folder, partial_folder
 from .disk.marks import Kind
@@ -28,12 +29,10 @@ from .engine.threads import worker_count
 from .files import digest, load_checkpoint, save_adapter, save_checkpoint
 from .method import Method, whole
 from .methods import adapt, name_of
-from .methods.lora import LoraConfig
-from .methods.tuning import Full
 from .model import Transformer
 from .names import matching
 from .optimization import TrainingConfig, TrainingState, start
-from .parameters import count, with_parameters
+from .parameters import count, parameters, with_parameters
 from .tasks import Batches as Shuffled
 from .tasks import Example, Sequence, encode, epoch, read_examples, split
 from .tokenizers import ByteTokenizer, Tokenizer, byte_count
@@ -100,8 +99,18 @@ class Text:
     def bits_per_byte(self, model: Transformer) -> float:
         """What the model pays for the references and the mark that ends each, on average over their bytes."""
         nats = evaluate(model, epoch(self.sequences, self.batch_size, self.tokenizer.end))
+        return nats / (math.log(2.0) * self.bytes_a_token)
+
+    @cached_property
+    def bytes_a_token(self) -> float:
+        """How many bytes of the references one token is, on average."""
         tokens = sum(sequence.tokens_trained for sequence in self.sequences)
-        return nats / math.log(2.0) * (tokens / sum(byte_count(self.tokenizer, s.learned) for s in self.sequences))
+        return sum(byte_count(self.tokenizer, s.learned) for s in self.sequences) / tokens
+
+    def in_words(self, bits: float) -> str:
+        """Bits per byte, and where a token is more than one, what that is in nats a token."""
+        more = f", {bits * math.log(2.0) * self.bytes_a_token:.4f} nats a token" if self.bytes_a_token > 1.0 else ""
+        return f"{bits:.4f} bits per byte of the held-out references{more}"
 
 
 @dataclass(frozen=True)
@@ -246,7 +255,7 @@ def adapt_to_file(
     base = to_device(base, device)
     say(f"{len(train)} examples to train on, {len(held_out)} held out; {count(trained):,} trained parameters")
     before = plain.bits_per_byte(base)
-    say(f"base: {before:.4f} bits per byte of the held-out references")
+    say(f"base: {plain.in_words(before)}")
     try:
         with new_folder(out, ADAPTER, overwrite=overwrite, resume=resume) as folder:
             outcome = run(
@@ -264,7 +273,7 @@ def adapt_to_file(
                 recompute=recompute,
                 watch=watch,
             )
-            say(f"adapted: {outcome.score:.4f} bits per byte of the held-out references")
+            say(f"adapted: {held_out.in_words(outcome.score)}")
     except KeyboardInterrupt:
         if (partial_folder(out) / CHECKPOINT).exists():
             raise Interrupted(training.steps) from None
@@ -320,17 +329,25 @@ def check_room(
 ) -> None:
     """Raise ValueError where a step on the longest of these sequences needs more memory than there is: (C11), (C12).
 
-    A lower bound: every adapter counts with the smallest rank of them all, and what is no LoRA counts as if it kept
-    nothing more than the base does; libraries do not count.
+    What is trained counts as the method says, and the base as it is held. A lower bound of what is kept for backward:
+    every method but one that trains all counts as if it kept what one adapter of rank 1 beside the table does;
+    libraries do not count.
     """
     batch, length = min(train.batch_size, len(train)), max(sequence.length for sequence in train.sequences)
     pieces = min(micro_batches or pieces_of(base.config, batch * length), batch)
-    rank: int | None = None if isinstance(method, Full) else 1
-    targets: str | tuple[str, ...] = ("tokens",)
-    if isinstance(method, LoraConfig):
-        rank, targets = min(method.rank, *method.ranks.values(), method.rank), method.targets
-    at_once = min(pieces, worker_count())
-    needed = step_bytes(base.config, batch, length, rank, targets, pieces=pieces, at_once=at_once, recomputed=recompute)
+    trained = method.numbers(base.config)
+    needed = step_bytes(
+        base.config,
+        batch,
+        length,
+        None if trained >= parameter_count(base.config) else 1,
+        ("tokens",),
+        pieces=pieces,
+        at_once=min(pieces, worker_count()),
+        recomputed=recompute,
+        trained=trained,
+        held=sum(array.nbytes for array in parameters(base).values()),
+    )
     free = available_bytes()
     if free is not None and needed > free:
         raise ValueError(

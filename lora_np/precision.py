@@ -11,12 +11,10 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-import numpy as np
-
 from .engine.arrays import Array
 from .engine.halves import HALVES, half, is_half
 from .names import nearest_first
-from .parameters import Arrays, parameters, with_parameters
+from .parameters import parameters, with_parameters
 
 Model = TypeVar("Model")
 

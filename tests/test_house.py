@@ -20,7 +20,7 @@ FLOORS = (
     {"model"},
     {"generation", "loading", "lora", "training"},
     {"methods", "proofs"},
-    {"cases", "costs", "files"},
+    {"cases", "costs", "exporting", "files"},
     {"adaptation", "bench", "gradients"},
     {"certificate", "figures", "pretrained", "vocabularies"},
     {"merges", "paper"},

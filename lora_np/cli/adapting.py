@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -57,6 +57,9 @@ def adapt(
     ] = None,
     fields: Annotated[str, typer.Option(help="JSONL: the fields of prompt and reference.")] = "prompt,reference",
     truncate: Annotated[bool, typer.Option("--truncate", help="Cut examples that exceed the context.")] = False,
+    peft: Annotated[
+        Path | None, typer.Option("--peft", help="Folder to write the adapter to as well, for PEFT to load.")
+    ] = None,
     checkpoint_blocks: Annotated[
         bool, typer.Option("--checkpoint-blocks", help="Less memory, more time: compute each block again backward.")
     ] = False,
@@ -71,6 +74,7 @@ def adapt(
     """
     from ..adaptation import ADAPTER, DataConfig, adapt_to_file
     from ..disk.folders import check_free
+    from ..exporting import export_peft
     from ..files import BASE
     from ..optimization import TrainingConfig
     from ..progress import describe, watch
@@ -87,6 +91,7 @@ def adapt(
         steps=steps, learning_rate=learning_rate, warmup=min(20, steps // 10), seed=seed, rates=rates_of(rates)
     )
     model = held_base(base, base_dtype, device)
+    family = check_export(peft, base, model, chosen, overwrite=overwrite) if peft else ""
     result = adapt_to_file(
         file,
         out,
@@ -106,6 +111,9 @@ def adapt(
         f"{result.before - result.after:+.4f} bits per byte gained by {result.trained:,} parameters, "
         f"{result.file_bytes:,} bytes in {out}"
     )
+    if peft:
+        modules = export_peft(peft, result.model, chosen, family, str(base), overwrite=overwrite)
+        say(f"the same beside {modules} modules for PEFT in {peft}")
     return 0
 
 
@@ -143,3 +151,17 @@ def generate(
     found = generated(to_device(model, device), given, tokens, temperature=temperature, rng=rng, end=tokenizer.end)
     say(tokenizer.decode(np.array(list(found), dtype=np.int64)))
     return 0
+
+
+def check_export(folder: Path, base: Path | None, model: Any, method: Any, *, overwrite: bool) -> str:
+    """The family under whose names the adapter will be written; raises before training where it could not be."""
+    from ..disk.folders import check_free
+    from ..exporting import PEFT, check_exportable
+    from ..formats.folders import is_foreign
+    from ..loading import open_foreign
+    from ..methods import adapt as adapted
+
+    check_free(folder, PEFT, overwrite=overwrite)
+    family = open_foreign(base).family if base is not None and is_foreign(base) else ""
+    check_exportable(adapted(model, method, None), method, family)
+    return family
