@@ -22,7 +22,7 @@ FLOORS = (
     {"methods", "proofs"},
     {"cases", "costs", "exporting", "files"},
     {"adaptation", "bench", "gradients"},
-    {"certificate", "figures", "pretrained", "vocabularies"},
+    {"certificate", "directions", "figures", "pretrained", "vocabularies"},
     {"merges", "paper"},
     {"exercises"},
     {"cli"},

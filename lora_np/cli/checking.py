@@ -35,15 +35,29 @@ from .options import (
 
 
 @app.command()
-def gradcheck(seed: Seed = 0, device: Device = "cpu", as_json: AsJson = False) -> int:
+def gradcheck(
+    base: Base = None,
+    rank: Rank = None,
+    targets: Targets = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> int:
     """Prove every gradient by three witnesses: derivation, autograd, difference quotient.
+
+    Of all operations and methods on small models; with --base of LoRA beside that model, along random directions.
 
     Example: lora-np gradcheck --seed 1
     """
     from ..gradients import gradcheck as checked
     from ..progress import watch
 
-    report = checked(seed_of(seed), lambda cases: watch(cases, "case", show=lambda case: case.name), device)
+    if base is None and (rank, targets) != (None, None):
+        raise ValueError("--rank and --targets belong to --base: add it, or leave them out")
+    if base is None:
+        report = checked(seed_of(seed), lambda cases: watch(cases, "case", show=lambda case: case.name), device)
+    else:
+        report = of_real_model(base, chosen_method("lora", None, {"rank": rank, "targets": targets}), seed_of(seed))
     if as_json:
         say(json.dumps(report.as_dict(), indent=2))
         return 0 if report.holds else 1
@@ -60,6 +74,23 @@ def gradcheck(seed: Seed = 0, device: Device = "cpu", as_json: AsJson = False) -
     wrong = sum(not row.holds for row in report.rows)
     say(f"{len(report.rows)} arrays, {len(report.rows) - wrong} hold, {wrong} do not (seed {seed})")
     return 0 if report.holds else 1
+
+
+def of_real_model(base: Path, method: Any, seed: int) -> Any:
+    """The gradients of LoRA beside a model in float64; says first how long that takes."""
+    import sys
+
+    from ..directions import Plan, check_room, gradcheck_of
+    from ..files import load_config, load_model
+
+    tokens = 12
+
+    def told(plan: Plan) -> None:
+        n = f"{plan.evaluations} evaluations of the loss on {tokens} tokens, along {plan.directions} directions each"
+        print(f"{n}: about {plan.seconds:.0f} s at the pace of the first", file=sys.stderr)
+
+    check_room(load_config(base), tokens, str(base))
+    return gradcheck_of(load_model(base, np.float64), method, seed, tokens, told=told)
 
 
 @app.command()
