@@ -26,6 +26,7 @@ from ..optimization import adamw, start
 from ..parameters import Arrays, parameters
 from ..training import Record, fit, model_loss
 from ..wrappers import merge
+from .real_work import real
 from .sizes import LORA, PROMPT, RANK, TRAINING, RandomTokens, Step, Task, adapted_model, with_adapter
 
 
@@ -102,6 +103,13 @@ def peer_generation(task: Task) -> Step:
     return generation(task)
 
 
+def real_peer(task: Task) -> Step:
+    """The LoRA step of a real model in transformers with PEFT."""
+    from .real_peers import training
+
+    return training(task)
+
+
 WORKLOADS: dict[str, Callable[[Task], Step]] = {
     "lora": lora,
     "lora, recomputed": lora_recomputed,
@@ -112,4 +120,8 @@ WORKLOADS: dict[str, Callable[[Task], Step]] = {
     "generation, adapted": generation(_with_adapter),
     "generation, merged": generation(lambda base: merge(_with_adapter(base))),
     "generation, peer": peer_generation,
+    "real, float32": real(None),
+    "real, float16": real("float16"),
+    "real, bfloat16": real("bfloat16"),
+    "real peer": real_peer,
 }
