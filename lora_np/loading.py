@@ -155,7 +155,7 @@ def _config(found: Mapping[str, Any], family: str, tensors: Mapping[str, Tensor]
         )
     sizes = {name: found[name] for name in ("vocab", "context", "d_model", "layers", "heads", "causal", "tied", "eps")}
     more = {name: found[name] for name in ("d_ff", "kv_heads") if name in found}
-    theta = {"theta": found["rope_base"]} if "rope_base" in found else {}
+    theta = {"theta": found["rope_base"], **found.get("rope_scaling", {})} if "rope_base" in found else {}
     types = {"types": tensors["types.W"].shape[0]} if "types.W" in tensors else {}
     classes = {"classes": tensors["head.output.W"].shape[0]} if "head.output.W" in tensors else {}
     return _made({**sizes, **more, **theta, **types, **classes, "architecture": architecture}, where)

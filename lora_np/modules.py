@@ -25,7 +25,7 @@ from .operations import (
     silu_gate,
     tanh,
 )
-from .operations.rotary import rotary_tables
+from .operations.rotary import UNSCALED, rotary_tables
 
 
 @dataclass(frozen=True)
@@ -92,18 +92,19 @@ class Rotary:
 
     d_head: int
     theta: float = 1e4
+    rope: tuple[float, float, float, int] = UNSCALED
 
     def tables(self, start: int, seq: int, like: Array) -> tuple[Array, Array]:
         """cos and sin (seq, d_head / 2) of the positions from `start` on, in the precision and the place of `like`."""
-        cos, sin = _tables(1 << (start + seq - 1).bit_length(), self.d_head, self.theta, like.dtype)
+        cos, sin = _tables(1 << (start + seq - 1).bit_length(), self.d_head, self.theta, like.dtype, self.rope)
         asarray = array_module(like).asarray
         return asarray(cos[start : start + seq]), asarray(sin[start : start + seq])
 
 
 @functools.lru_cache(maxsize=8)
-def _tables(length: int, d_head: int, theta: float, dtype: np.dtype[Any]) -> tuple[Array, Array]:
+def _tables(length: int, d_head: int, theta: float, dtype: np.dtype[Any], rope: Any) -> tuple[Array, Array]:
     """Those of all positions below a power of two: a text that grows by one token finds them made."""
-    return rotary_tables(np.arange(length), d_head, theta, dtype)
+    return rotary_tables(np.arange(length), d_head, theta, dtype, rope)
 
 
 @dataclass

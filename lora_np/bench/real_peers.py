@@ -67,6 +67,9 @@ def theirs(model: Any, family: str) -> Any:
 def _described(config: TransformerConfig) -> dict[str, Any]:
     sizes = ("vocab", "context", "d_model", "layers", "heads", "causal", "tied", "eps", "kv_heads")
     values = {name: getattr(config, name) for name in sizes}
+    if config.rope_factor != 1.0:
+        named = ("rope_factor", "rope_low", "rope_high", "rope_context")[: 4 if config.rope_context else 1]
+        values["rope_scaling"] = {name: getattr(config, name) for name in named}
     return {**values, "d_ff": config.d_hidden, "mlp": MLPS[config.kind.mlp], "rope_base": config.theta}
 
 

@@ -84,7 +84,7 @@ _EVERY_MAP = LoraConfig(rank=1, alpha=3.0, targets="attention+mlp")
 # Other architectures than GPT-2 as small as they can be: shared keys and a tied table, a head of classes and padding.
 ARCHITECTURE_CASES: dict[str, tuple[TransformerConfig, Method]] = {
     "llama, full": (_LLAMA, Full()),
-    "llama, lora": (_LLAMA, _EVERY_MAP),
+    "llama, lora": (replace(_LLAMA, rope_factor=3.0, rope_context=20), _EVERY_MAP),
     "bert, full": (_BERT, Full()),
     "bert, lora": (_BERT, replace(_EVERY_MAP, bias="all")),
 }
@@ -94,7 +94,8 @@ def textbook_settings(config: TransformerConfig) -> dict[str, Any]:
     """What `lora_np.textbook` is told of a model, beside its arrays and its heads."""
     kind = config.kind
     exact = kind.mlp == "gelu, exact"
-    return {"causal": config.causal, "theta": config.theta, "eps": config.eps, "post": kind.post, "exact": exact}
+    settings = {"causal": config.causal, "theta": config.theta, "eps": config.eps, "post": kind.post, "exact": exact}
+    return {**settings, "rope": config.rope}
 
 
 def small_model(rng: np.random.Generator, causal: bool = True, d_head: int = 2) -> Transformer:
