@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from .config import parameter_count
 from .costs import step_bytes
 from .disk.folders import check_free, new_folder, partial_folder
 from .disk.marks import Kind
@@ -32,8 +33,6 @@ from .files import digest, load_checkpoint, save_adapter, save_checkpoint
 from .method import Method, one_of
 from .methods import adapt, name_of
 from .methods.classify import Classify
-from .methods.lora import LoraConfig
-from .methods.tuning import Full
 from .model import Transformer
 from .names import matching
 from .optimization import TrainingConfig, TrainingState, start
@@ -215,7 +214,7 @@ def adapt_to_file(
     held_out = len(work.held_out)
     say(f"{len(train)} examples to train on, {held_out} held out; {count(trained):,} trained parameters")
     before = work.before(base)
-    say(work.plainly.format(before))
+    say(work.plainly(before))
     try:
         with new_folder(out, ADAPTER, overwrite=overwrite, resume=resume) as folder:
             outcome = run(
@@ -291,18 +290,25 @@ def check_room(
 ) -> None:
     """Raise ValueError where a step on the longest of these sequences needs more memory than there is: (C11), (C12).
 
-    A lower bound: every adapter counts with the smallest rank of them all, and what is no LoRA counts as if it kept
-    nothing more than the base does; libraries do not count.
+    What is trained counts as the method says, and the base as it is held. A lower bound of what is kept for backward:
+    every method but one that trains all counts as if it kept what one adapter of rank 1 beside the table does;
+    libraries do not count.
     """
     batch, length = min(train.batch_size, len(train)), max(sequence.length for sequence in train.sequences)
     pieces = min(micro_batches or pieces_of(base.config, batch * length), batch)
-    method = method.method if isinstance(method, Classify) else method
-    rank: int | None = None if isinstance(method, Full) else 1
-    targets: str | tuple[str, ...] = ("tokens",)
-    if isinstance(method, LoraConfig):
-        rank, targets = min(method.rank, *method.ranks.values(), method.rank), method.targets
-    at_once = min(pieces, worker_count())
-    needed = step_bytes(base.config, batch, length, rank, targets, pieces=pieces, at_once=at_once, recomputed=recompute)
+    trained = method.numbers(base.config)
+    needed = step_bytes(
+        base.config,
+        batch,
+        length,
+        None if trained >= parameter_count(base.config) else 1,
+        ("tokens",),
+        pieces=pieces,
+        at_once=min(pieces, worker_count()),
+        recomputed=recompute,
+        trained=trained,
+        held=sum(array.nbytes for array in parameters(base).values()),
+    )
     free = available_bytes()
     if free is not None and needed > free:
         raise ValueError(

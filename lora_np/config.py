@@ -54,6 +54,8 @@ class TransformerConfig:
 
     architecture  a row of ARCHITECTURES      kv_heads  of keys and values, a divisor of heads; heads when None
     theta         of rotary positions         eps       of the norms
+    rope_factor   by which rotary angles shrink, 1: not at all; rope_low, rope_high, rope_context: which of them do, by
+                  (R4) of `lora_np.operations.rotary`; all where rope_context is 0
     types         kinds of tokens; 0: none    classes   what a head of classes tells apart; 0: the head predicts words
     reads         what that head reads: a row of READS          labels    the names of the classes; none: numbers
 
@@ -77,13 +79,28 @@ class TransformerConfig:
     classes: int = 0
     reads: str = "first"
     labels: tuple[str, ...] = ()
+    rope_factor: float = 1.0
+    rope_low: float = 1.0
+    rope_high: float = 4.0
+    rope_context: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("vocab", "context", "d_model", "layers", "heads", "d_ff", "kv_heads", "types", "classes"):
+        for name in (
+            "vocab",
+            "context",
+            "d_model",
+            "layers",
+            "heads",
+            "d_ff",
+            "kv_heads",
+            "types",
+            "classes",
+            "rope_context",
+        ):
             value, field = getattr(self, name), self.__dataclass_fields__[name]
             if value != field.default and (type(value) is not int or value < 1):
                 raise ValueError(f"{name} must be a positive whole number, got {value!r}")
-        for name in ("theta", "eps"):
+        for name in ("theta", "eps", "rope_factor", "rope_low", "rope_high"):
             value = getattr(self, name)
             if type(value) not in (int, float) or not 0.0 < value < math.inf:
                 raise ValueError(f"{name} must be a positive number, got {value!r}")
@@ -106,6 +123,8 @@ class TransformerConfig:
             all(isinstance(label, str) for label in self.labels) and len(set(self.labels)) == self.classes
         ):
             raise ValueError(f"labels must be {self.classes} different texts, one a class, got {self.labels}")
+        if not self.rope_low < self.rope_high:
+            raise ValueError(f"rope_low must be below rope_high, got {self.rope_low} and {self.rope_high}")
         if self.kind.positions == "rotary" and self.d_head % 2:
             raise ValueError(
                 f"rotary positions turn pairs of columns, got {self.d_head} columns a head: choose other heads"
@@ -133,6 +152,11 @@ class TransformerConfig:
     def d_keys(self) -> int:
         """The width k of keys and values: d where every head has its own."""
         return self.d_head * (self.kv_heads or self.heads)
+
+    @property
+    def rope(self) -> tuple[float, float, float, int]:
+        """How rotary angles shrink: factor, low, high, context."""
+        return self.rope_factor, self.rope_low, self.rope_high, self.rope_context
 
     @property
     def outcomes(self) -> int:

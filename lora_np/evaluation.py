@@ -96,8 +96,18 @@ class Text:
     def bits_per_byte(self, model: Transformer) -> float:
         """What the model pays for the references and the mark that ends each, on average over their bytes."""
         nats = evaluate(model, epoch(self.sequences, self.batch_size, self.tokenizer.end))
+        return nats / (math.log(2.0) * self.bytes_a_token)
+
+    @cached_property
+    def bytes_a_token(self) -> float:
+        """How many bytes of the references one token is, on average."""
         tokens = sum(sequence.tokens_trained for sequence in self.sequences)
-        return nats / math.log(2.0) * (tokens / sum(byte_count(self.tokenizer, s.learned) for s in self.sequences))
+        return sum(byte_count(self.tokenizer, s.learned) for s in self.sequences) / tokens
+
+    def in_words(self, bits: float) -> str:
+        """Bits per byte, and where a token is more than one, what that is in nats a token."""
+        more = f", {bits * math.log(2.0) * self.bytes_a_token:.4f} nats a token" if self.bytes_a_token > 1.0 else ""
+        return f"{bits:.4f} bits per byte of the held-out references{more}"
 
 
 @dataclass(frozen=True)
@@ -253,7 +263,7 @@ class Work:
     train: Text | Classes
     held_out: Text | Classes
     before: Callable[[Transformer], float]
-    plainly: str
+    plainly: Callable[[float], str]
     score: Callable[[Transformer], Any]
     said: Callable[[Any], str]
 
@@ -261,11 +271,9 @@ class Work:
 def text_work(path: Contents, data: DataConfig, base: Transformer, method: Method, tokenizer: Tokenizer | None) -> Work:
     """References are learned, and scored in bits per byte."""
     train, held_out, plain = read_file(path, data, base, method, tokenizer)
-    words = "bits per byte of the held-out references"
     return Work(
-        *(method, train, held_out, plain.bits_per_byte, f"base: {{:.4f}} {words}"),
-        held_out.bits_per_byte,
-        lambda score: f"{score:.4f} {words}",
+        *(method, train, held_out, plain.bits_per_byte, lambda bits: f"base: {plain.in_words(bits)}"),
+        *(held_out.bits_per_byte, held_out.in_words),
     )
 
 
@@ -277,7 +285,7 @@ def class_work(
     reads = base.config.reads if base.config.classes else reads or ("last" if base.config.causal else "mean")
     return Work(
         *(Classify(method, train.labels, reads), train, held_out, lambda _: held_out.guessed(train)),
-        "the commonest label always: accuracy {:.4f}",
+        "the commonest label always: accuracy {:.4f}".format,
         held_out.judged,
         str,
     )

@@ -29,12 +29,14 @@ from .disk.writing import write_atomically, write_json
 from .engine.arrays import Array
 from .engine.devices import to_host
 from .formats.folders import is_foreign
+from .installed import base_path
 from .lora import adapters
 from .method import Method
 from .methods import described, method_from
 from .model import Transformer, place_of, skeleton
 from .optimization import TrainingState
 from .parameters import Arrays, parameters, walk, with_parameters
+from .precision import check_kind, in_16_bits
 from .wrappers import wrappers
 
 BASE = Path(__file__).parent / "pretrained"  # the base that ships
@@ -92,31 +94,37 @@ def _stored_as(arrays: Arrays, dtype: np.dtype[Any]) -> Arrays:
     return stored
 
 
-def load_model(folder: str | Path | None = None, dtype: npt.DTypeLike = np.float32) -> Transformer:
+def load_model(
+    folder: str | Path | None = None, dtype: npt.DTypeLike = np.float32, *, held: str | None = None
+) -> Transformer:
     """Read a model folder, by default the base that ships, and compute in `dtype` whatever it is stored in.
 
-    One of other software is read as `lora_np.loading` says.
+    One of other software is read as `lora_np.loading` says; one that an installed package brings, by its name there.
+    held  "float16" or "bfloat16": its matrices stay frozen, and are held in that: see `lora_np.precision`.
     """
-    folder = BASE if folder is None else Path(folder)
+    check_kind(held)
+    folder = BASE if folder is None else base_path(folder)
     if is_foreign(folder):
         from .loading import load_foreign  # and with it all formats
 
-        return load_foreign(folder, dtype)
+        return load_foreign(folder, dtype, held=held)
     about, path = read_json(folder / "config.json"), folder / "config.json"
     config = _checked(TransformerConfig, about, path)
     arrays, header = read_arrays(folder / "model.safetensors")
     _check_about(about, header, path)
     plain = skeleton(config)
-    return _filled(plain, arrays, folder / "model.safetensors", dtype, parameters(plain))
+    model = _filled(plain, arrays, folder / "model.safetensors", dtype, parameters(plain))
+    return in_16_bits(model, held) if held else model
 
 
 def load_config(folder: str | Path) -> TransformerConfig:
     """The sizes of the model in a folder or file, ours or of other software; not one number is read."""
+    folder = base_path(folder)
     if is_foreign(folder):
         from .loading import open_foreign
 
         return open_foreign(folder).config
-    path = Path(folder) / "config.json"
+    path = folder / "config.json"
     config: TransformerConfig = _checked(TransformerConfig, read_json(path), path)
     return config
 
@@ -145,7 +153,8 @@ def load_adapter(
     base_digest = base_digest or digest(base)
     if about["base"] != base_digest:
         raise ValueError(
-            f"{folder} was trained on another base: its digest is {about['base'][:12]}, this base's {base_digest[:12]}"
+            f"{folder} was trained on another base, or on this one in another --base-dtype: "
+            f"its digest is {about['base'][:12]}, this base's {base_digest[:12]}"
         )
     arrays, header = read_arrays(folder / "adapter.safetensors")
     _check_about(about, header, path)

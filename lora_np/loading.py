@@ -1,4 +1,4 @@
-r"""Models of other software as ours: folders of transformers, and GGUF files of Llama.
+r"""Models of other software as ours: folders of transformers, GGUF files of Llama, and the .npz files of glassllm.
 
     config.json, or the settings of a GGUF file → TransformerConfig → its skeleton → arrays in place of what is blank
 
@@ -23,12 +23,14 @@ from .engine.arrays import Array
 from .engine.memory import available_bytes
 from .formats import names
 from .formats.disk import only, shown
-from .formats.folders import gguf_file
+from .formats.folders import gguf_file, npz_file
 from .formats.gguf import open_gguf
 from .formats.huggingface import open_model
+from .formats.npz import open_npz
 from .formats.tensors import Tensor
 from .model import Transformer, skeleton, with_head
 from .parameters import Arrays, parameters, with_parameters
+from .precision import check_kind, held_as, is_held
 
 # Their family → our architecture, and how its MLP must be described for that to be true.
 FAMILIES = {
@@ -39,11 +41,16 @@ FAMILIES = {
     "bert": ("bert", "gelu"),
     "roberta": ("bert", "gelu"),
 }
+TURNED = ("attention.query.W", "attention.key.W")
 LEFT_OUT = ("pooler.", "masked.")  # of an encoder: what only its training needed
 SETTINGS = {  # of a GGUF file, each behind "llama."
     "context": "context_length", "d_model": "embedding_length", "layers": "block_count",
     "heads": "attention.head_count", "kv_heads": "attention.head_count_kv", "d_ff": "feed_forward_length",
     "eps": "attention.layer_norm_rms_epsilon",
+}  # fmt: skip
+NPZ_SETTINGS = {  # of a .npz file
+    "vocab": "vocab_size", "context": "max_len", "d_model": "d_model", "layers": "n_layers", "heads": "n_heads",
+    "kv_heads": "n_kv_heads", "theta": "rope_base", "eps": "eps",
 }  # fmt: skip
 
 
@@ -51,12 +58,14 @@ SETTINGS = {  # of a GGUF file, each behind "llama."
 class Foreign:
     """A model that was not read yet: its sizes, and where each of its arrays is.
 
+    family   what transformers calls its kind; "" where it knows none like it
     turned   what becomes of an array after it was read, by its name, where the file keeps it otherwise
     """
 
     path: Path
     config: TransformerConfig
     tensors: Mapping[str, Tensor]
+    family: str = ""
     turned: Callable[[str, Array], Array] = lambda name, array: array
 
 
@@ -68,26 +77,35 @@ def open_foreign(path: str | Path) -> Foreign:
     path = Path(path)
     if gguf := gguf_file(path):
         return _opened_gguf(gguf)
+    if npz := npz_file(path):
+        return _opened_npz(npz)
     tensors, found, family = open_model(path)
-    return Foreign(path, _config(found, family, tensors, str(path / "config.json")), tensors)
+    return Foreign(path, _config(found, family, tensors, str(path / "config.json")), tensors, family)
 
 
 def load_foreign(
-    path: str | Path, dtype: npt.DTypeLike = np.float32, *, classes: int = 0, rng: np.random.Generator | None = None
+    path: str | Path,
+    dtype: npt.DTypeLike = np.float32,
+    *,
+    held: str | None = None,
+    classes: int = 0,
+    rng: np.random.Generator | None = None,
 ) -> Transformer:
     """A model of other software, computed in `dtype` whatever it is stored in.
 
+    held           "float16" or "bfloat16": its matrices are held in that, each rounded as it is read
     classes, rng   a fresh head for so many classes, drawn by rng, where the file has none
 
     Raises ValueError or OSError in one line, before an array is allocated, for a file that is not as its description
     says, or a model that does not fit into memory; and for numbers that are not finite.
     """
+    check_kind(held)
     foreign = open_foreign(path)
     expected = parameters(skeleton(foreign.config, dtype))
     found = {name: tensor for name, tensor in foreign.tensors.items() if name in expected or not _unused(name)}
     _check_shapes(found, expected, foreign)
-    check_memory(foreign, np.dtype(dtype))
-    model = with_parameters(skeleton(foreign.config, dtype), _read(found, foreign, np.dtype(dtype)))
+    check_memory(foreign, np.dtype(dtype), held)
+    model = with_parameters(skeleton(foreign.config, dtype), _read(found, foreign, np.dtype(dtype), held))
     if not classes:
         return model
     if rng is None:
@@ -95,15 +113,19 @@ def load_foreign(
     return with_head(model, classes, rng=rng, pooler=_pooler(foreign, np.dtype(dtype)))
 
 
-def check_memory(foreign: Foreign, dtype: np.dtype[Any]) -> None:
+def check_memory(foreign: Foreign, dtype: np.dtype[Any], held: str | None = None) -> None:
     """Raise ValueError where the arrays, and beside them the largest as it is read, need more memory than there is."""
-    counts = {name: tensor.size for name, tensor in foreign.tensors.items()}
-    needed = sum(counts.values()) * dtype.itemsize + 2 * max(counts.values()) * max(dtype.itemsize, 4)
+    sizes = {
+        name: tensor.size * (2 if held and is_held(name, len(tensor.shape)) else dtype.itemsize)
+        for name, tensor in foreign.tensors.items()
+    }
+    needed = sum(sizes.values()) + 2 * max(tensor.size for tensor in foreign.tensors.values()) * max(dtype.itemsize, 4)
     free = available_bytes()
     if free is not None and needed > free:
+        less = "" if held else ", hold it in 16 bits (--base-dtype bfloat16)"
         raise ValueError(
             f"{foreign.path}: reading it takes {needed / 1e9:.3g} GB, and {free / 1e9:.3g} GB are available: "
-            "free some, or take a smaller model"
+            f"free some{less}, or take a smaller model"
         )
 
 
@@ -126,7 +148,7 @@ def _config(found: Mapping[str, Any], family: str, tensors: Mapping[str, Tensor]
         )
     sizes = {name: found[name] for name in ("vocab", "context", "d_model", "layers", "heads", "causal", "tied", "eps")}
     more = {name: found[name] for name in ("d_ff", "kv_heads") if name in found}
-    theta = {"theta": found["rope_base"]} if "rope_base" in found else {}
+    theta = {"theta": found["rope_base"], **found.get("rope_scaling", {})} if "rope_base" in found else {}
     types = {"types": tensors["types.W"].shape[0]} if "types.W" in tensors else {}
     classes = {"classes": tensors["head.output.W"].shape[0]} if "head.output.W" in tensors else {}
     return _made({**sizes, **more, **theta, **types, **classes, "architecture": architecture}, where)
@@ -145,7 +167,7 @@ def _made(sizes: Mapping[str, Any], where: str) -> TransformerConfig:
 
 
 def _opened_gguf(path: Path) -> Foreign:
-    """llama.cpp turns neighbours where this package turns halves, and stores the rows of queries and keys that way."""
+    """llama.cpp turns neighbours where this package turns halves."""
     tensors, settings = open_gguf(path)
     kind = settings.get("general.architecture")
     if kind != "llama":
@@ -161,14 +183,32 @@ def _opened_gguf(path: Path) -> Foreign:
     sizes |= {"theta": settings.get("llama.rope.freq_base", 1e4)}
     sizes |= {name: _as_written(sizes[name]) for name in ("theta", "eps")}
     config = _made(sizes, str(path))
+    return Foreign(path, config, ours, "llama", _halves(config.d_head))
+
+
+def _halves(d_head: int) -> Callable[[str, Array], Array]:
+    """Rows of queries and keys from the order of those who turn neighbours to that of who turns halves."""
 
     def turned(name: str, array: Array) -> Array:
-        if not name.endswith(("attention.query.W", "attention.key.W")):
+        if not name.endswith(TURNED):
             return array
-        pairs = array.reshape(-1, config.d_head // 2, 2, array.shape[1])
+        pairs = array.reshape(-1, d_head // 2, 2, array.shape[1])
         return pairs.swapaxes(1, 2).reshape(array.shape)
 
-    return Foreign(path, config, ours, turned)
+    return turned
+
+
+def _opened_npz(path: Path) -> Foreign:
+    """A Llama as glassllm stores it: matrices (d_in, d_out), a tied head; it turns neighbours, as llama.cpp does."""
+    tensors, settings = open_npz(path)
+    missing = [theirs for theirs in NPZ_SETTINGS.values() if theirs not in settings]
+    if missing or type(settings["n_layers"]) is not int or not 0 < settings["n_layers"] < 1 << 16:
+        raise ValueError(f"{path}: {(missing or ['n_layers'])[0]} is missing or no size of a model")
+    ours = names.ours(tensors, "llama of glassllm", settings["n_layers"])
+    sizes = {name: settings[theirs] for name, theirs in NPZ_SETTINGS.items()}
+    sizes |= {"d_ff": ours["blocks.0.mlp.up.W"].shape[0], "tied": True, "architecture": "llama"}
+    config = _made(sizes, str(path))
+    return Foreign(path, config, ours, turned=_halves(config.d_head))
 
 
 # -------------------------------------------------------------------------------------------------------- arrays
@@ -196,13 +236,13 @@ def _check_shapes(found: Mapping[str, Tensor], expected: Arrays, foreign: Foreig
             )
 
 
-def _read(found: Mapping[str, Tensor], foreign: Foreign, dtype: np.dtype[Any]) -> Arrays:
+def _read(found: Mapping[str, Tensor], foreign: Foreign, dtype: np.dtype[Any], held: str | None = None) -> Arrays:
     arrays = {}
     for name, tensor in found.items():
         array = np.ascontiguousarray(foreign.turned(name, np.asarray(tensor)), dtype=dtype)
         if not np.isfinite(array).all():
             raise ValueError(f"{foreign.path}: {name} holds a number that is not finite in {dtype}")
-        arrays[name] = array
+        arrays[name] = held_as(name, array, held) if held and is_held(name, array.ndim) else array
     return arrays
 
 

@@ -309,7 +309,7 @@ def _built(config: TransformerConfig, drawn: Callable[..., Array], constant: Cal
     return Transformer(
         config,
         table(config.vocab),
-        Rotary(config.d_head, config.theta) if kind.positions == "rotary" else table(config.context),
+        Rotary(config.d_head, config.theta, config.rope) if kind.positions == "rotary" else table(config.context),
         tuple(block() for _ in range(config.layers)),
         None if kind.post else norm(),
         _head(config, drawn, constant),

@@ -25,7 +25,7 @@ from .operations import (
     silu_gate,
     tanh,
 )
-from .operations.rotary import rotary_tables
+from .operations.rotary import UNSCALED, rotary_tables
 
 
 @dataclass(frozen=True)
@@ -92,12 +92,13 @@ class Rotary:
 
     d_head: int
     theta: float = 1e4
+    rope: tuple[float, float, float, int] = UNSCALED
 
     def tables(self, seen: Any, seq: int, like: Array) -> tuple[Array, Array]:
         """cos and sin (seq, d_head / 2) of the positions behind `seen`, in the precision and the place of `like`;
         (batch, seq, d_head / 2) where each sequence has seen its own number of them, (batch, 1)."""
         end = longest(seen) + seq
-        cos, sin = _tables(1 << (end - 1).bit_length(), self.d_head, self.theta, like.dtype)
+        cos, sin = _tables(1 << (end - 1).bit_length(), self.d_head, self.theta, like.dtype, self.rope)
         at = slice(seen, end) if isinstance(seen, int) else places(seen, seq)
         asarray = array_module(like).asarray
         return asarray(cos[at]), asarray(sin[at])
@@ -115,9 +116,9 @@ def places(seen: Any, seq: int, xp: Any = np) -> Array:
 
 
 @functools.lru_cache(maxsize=8)
-def _tables(length: int, d_head: int, theta: float, dtype: np.dtype[Any]) -> tuple[Array, Array]:
+def _tables(length: int, d_head: int, theta: float, dtype: np.dtype[Any], rope: Any) -> tuple[Array, Array]:
     """Those of all positions below a power of two: a text that grows by one token finds them made."""
-    return rotary_tables(np.arange(length), d_head, theta, dtype)
+    return rotary_tables(np.arange(length), d_head, theta, dtype, rope)
 
 
 @dataclass

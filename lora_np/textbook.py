@@ -28,7 +28,8 @@ and next to a part of the model:
     adapter.norm.{gamma,beta}                       with a norm before it; in place of W its Kronecker factors
     adapter.{down,up}.{A,S,T}                       A (n, n, n), S (n, ., rank), T (n, rank, .): Compacter
 
-Not seen in it are `post`, the norms stand after the sums, `exact`, GELU is the exact one, and what a head `reads`.
+Not seen in it are `post`, the norms stand after the sums, `exact`, GELU is the exact one, what a head `reads`, and
+`rope`, how the angles of rotary positions shrink: (factor, low, high, context).
 
 Sources: Vaswani et al. 2017 (attention, norms after the sums), Radford et al. 2019 (pre-norm blocks), Hu et al. 2021
 (LoRA, equation 3), Zhang and Sennrich 2019 (RMS norm), Su et al. 2021 (rotary positions), Shazeer 2020 (SwiGLU),
@@ -143,11 +144,20 @@ def softmax(x):
     return e / np.sum(e, axis=-1, keepdims=True)
 
 
-def rotary(x, heads, theta):
+def slower(omega, rope):
+    """Angles of rotary positions that turn few times in a first context become slower by a factor, fast ones do not."""
+    factor, low, high, context = rope
+    turns = context * omega / (2.0 * math.pi)
+    between = (turns - low) / (high - low)
+    mixed = (1.0 - between) * omega / factor + between * omega
+    return np.where(turns <= low, omega / factor, np.where(turns >= high, omega, mixed)) if context else omega / factor
+
+
+def rotary(x, heads, theta, rope=(1.0, 1.0, 4.0, 0)):
     """Turns the pairs of each head (one of its first half, one of its second) by angles that grow with the position."""
     batch, seq, width = x.shape
     half = width // heads // 2
-    angles = np.arange(seq)[:, None, None] * theta ** (-np.arange(half) / half)
+    angles = np.arange(seq)[:, None, None] * slower(theta ** (-np.arange(half) / half), rope)
     x = np.reshape(x, (batch, seq, heads, 2, half))
     one, two = x[:, :, :, 0], x[:, :, :, 1]
     turned = (one * np.cos(angles) - two * np.sin(angles), two * np.cos(angles) + one * np.sin(angles))
@@ -192,11 +202,11 @@ def token_table(p, scaling):
     return table
 
 
-def attended(p, name, x, heads, scaling, visible, theta):
+def attended(p, name, x, heads, scaling, visible, theta, rope):
     """Attention between its four maps, queries and keys turned where positions are rotary."""
     q, k, v = (linear(p, f"{name}.{part}", x, scaling) for part in ("query", "key", "value"))
     if "positions.W" not in p:
-        q, k = rotary(q, heads, theta), rotary(k, heads * k.shape[-1] // q.shape[-1], theta)
+        q, k = rotary(q, heads, theta, rope), rotary(k, heads * k.shape[-1] // q.shape[-1], theta, rope)
     k, v, visible = prefixed(p, name, k, v, visible)
     return linear(p, f"{name}.output", attention(q, k, v, heads, visible), scaling)
 
@@ -230,7 +240,7 @@ def classified(p, h, mask, reads, scaling):
 
 def logits(
     p, tokens, heads, scaling=None, causal=True, mask=None, theta=1e4, eps=1e-5, post=False, exact=False, types=None,
-    reads="first"):  # fmt: skip
+    reads="first", rope=(1.0, 1.0, 4.0, 0)):  # fmt: skip
     """tokens (batch, seq) → (batch, seq, vocab); scaling holds s = α/r for each adapted name."""
     batch, seq = tokens.shape
     visible = np.ones((batch, 1, 1, seq), bool) if mask is None else mask[:, None, None, :]
@@ -241,7 +251,7 @@ def logits(
         name = f"blocks.{layer}"
         h = special_rows(p, name, tokens, h)
         x = h if post else norm(p, f"{name}.attention_norm", h, eps)
-        y = attended(p, f"{name}.attention", x, heads, scaling, visible, theta)
+        y = attended(p, f"{name}.attention", x, heads, scaling, visible, theta, rope)
         h = h + bottleneck(p, f"{name}.attention", y)
         h = norm(p, f"{name}.attention_norm", h, eps) if post else h
         x = h if post else norm(p, f"{name}.mlp_norm", h, eps)

@@ -2,6 +2,7 @@ r"""The tokenizer of a model, by one door: bytes for ours, its own vocabulary fo
 
     folder with tokenizer.json    byte-pair encoding, WordPiece …, as the `tokenizers` package reads it
     GGUF file                     the byte-pair encoding in its settings
+    .npz file                     pairs of characters, in NAME.tokenizer.json beside NAME.npz
     any other, or none            bytes
 
 The mark that ends a text, starts a sequence and pads a batch is the vocabulary's own end, or [SEP].
@@ -20,11 +21,14 @@ from numpy.typing import ArrayLike, NDArray
 from .config import TransformerConfig
 from .disk.reading import read_json, read_regular
 from .formats.disk import only, shown
-from .formats.folders import gguf_file, is_foreign
+from .formats.folders import gguf_file, is_foreign, npz_file
+from .installed import base_path
 from .tokenizers import ByteTokenizer, Tokenizer
 
 ENDS = ("eos_token", "sep_token")  # of tokenizer_config.json, the first that is there
 PRETOKENIZERS = ("gpt-2", "default", "smollm")  # how GGUF files say what is cut apart before pairs are joined
+SPECIAL = ("<pad>", "<unk>", "<bos>", "<eos>")  # the first ids of a vocabulary of characters, glassllm's
+SPACE = "▁"  # what stands there for a space
 CONTROL = 3  # what a GGUF file calls a token that no text holds
 
 
@@ -87,11 +91,13 @@ def tokenizer_of(folder: str | Path | None, config: TransformerConfig | None = N
     Raises ValueError or OSError in one line where one of other software brings none, or one that does not fit into
     the vocabulary of `config`.
     """
-    if folder is None or not is_foreign(folder):
+    path = None if folder is None else base_path(folder)
+    if path is None or not is_foreign(path):
         return ByteTokenizer()
-    path = Path(folder)
-    gguf = gguf_file(path)
-    found = _of_gguf(gguf) if gguf else _of_folder(path)
+    if gguf := gguf_file(path):
+        found = _of_gguf(gguf)
+    else:
+        found = _of_characters(path) if npz_file(path) else _of_folder(path)
     if config is not None and found.vocab > config.vocab:
         raise ValueError(
             f"{path}: its tokenizer has {found.vocab} tokens, and the model knows {config.vocab}: they do not belong "
@@ -171,3 +177,28 @@ def _of_gguf(path: Path) -> FileTokenizer:
     control = [word for word, kind in zip(words, about.get("token_type") or [], strict=False) if kind == CONTROL]
     library.add_special_tokens(control)
     return FileTokenizer(library, end, len(words))
+
+
+def _of_characters(path: Path) -> FileTokenizer:
+    """Characters, and pairs of them, each word joined for itself; a character that is not known is lost."""
+    package, beside = _library(), path.with_suffix(".tokenizer.json")
+    if not beside.exists():
+        raise FileNotFoundError(f"{beside} is missing: a model of other software needs its tokenizer beside it")
+    about = read_json(beside)
+    alphabet, merges = about.get("alphabet"), about.get("merges")
+    texts = isinstance(alphabet, list) and all(isinstance(letter, str) for letter in alphabet)
+    if not (texts and isinstance(merges, list) and all(map(_is_pair, merges))):
+        raise ValueError(f"{beside} must hold an alphabet, a list of characters, and merges, a list of pairs")
+    words = [*SPECIAL, *(alphabet or []), *(first + second for first, second in merges)]
+    known = {word: number for number, word in enumerate(words)}
+    if wrong := [pair for pair in merges if not set(pair) <= set(known)]:
+        raise ValueError(f"{beside}: merges join {shown(wrong[0])}, which are not in its vocabulary")
+    library = package.Tokenizer(package.models.BPE(known, list(map(tuple, merges)), unk_token=SPECIAL[1]))
+    library.normalizer = package.normalizers.Replace(" ", SPACE)
+    library.pre_tokenizer = package.pre_tokenizers.Split(SPACE, "merged_with_next")
+    library.decoder = package.decoders.Sequence([package.decoders.Replace(SPACE, " "), package.decoders.Fuse()])
+    return FileTokenizer(library, SPECIAL.index("<eos>"), len(words))
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(part, str) for part in value)

@@ -7,6 +7,7 @@ exchanged here for the same in float64, and a test shows what they would cost.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,13 +30,33 @@ TYPES = (np.arange(9) >= 4).astype(int) * np.ones((3, 1), int)
 MASK = np.arange(9) < np.array([[9], [6], [2]])
 
 
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+          "original_max_position_embeddings": 12}  # fmt: skip
+
+
+def slower(frequency: float, rope: dict[str, Any]) -> float:
+    """As transformers documents it: by wavelengths, in three ranges."""
+    kind, factor = rope.get("rope_type", "default"), rope.get("factor", 1.0)
+    if kind in ("default", "linear"):
+        return frequency / factor
+    first, wave = rope["original_max_position_embeddings"], 2 * math.pi / frequency
+    low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+    if wave < first / high:
+        return frequency
+    if wave > first / low:
+        return frequency / factor
+    smooth = (first / wave - low) / (high - low)
+    return (1 - smooth) * frequency / factor + smooth * frequency
+
+
 def gpt2() -> Any:
     config = transformers.GPT2Config(n_embd=24, n_layer=2, n_head=4, vocab_size=23, n_positions=16)
     return transformers.GPT2LMHeadModel(config)
 
 
 def llama(**changes: Any) -> Any:
-    more = {"num_key_value_heads": 2, "rope_theta": 500.0, "tie_word_embeddings": False, **changes}
+    more = {"num_key_value_heads": 2, "tie_word_embeddings": False, **changes}
+    more = more if "rope_parameters" in changes else {"rope_theta": 500.0, **more}
     return transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES, **more))
 
 
@@ -59,6 +80,10 @@ MODELS: dict[str, Callable[[], Any]] = {
     "llama, tied": lambda: llama(tie_word_embeddings=True),
     "llama, one key head": lambda: llama(num_key_value_heads=1),
     "llama, keys of its own": lambda: llama(num_key_value_heads=4),
+    "llama, positions of llama 3": lambda: llama(rope_parameters=LLAMA3),
+    "llama, linear positions": lambda: llama(
+        rope_parameters={"rope_type": "linear", "rope_theta": 500.0, "factor": 3.0}
+    ),
     "qwen2": qwen2,
     "bert": bert,
     "roberta": roberta,
@@ -92,9 +117,10 @@ def in_float64(model: Any) -> Any:
             return self.weight * x * torch.rsqrt((x * x).mean(-1, keepdim=True) + self.eps)
 
     class Angles(torch.nn.Module):
-        def __init__(self, theta: float, d_head: int) -> None:
+        def __init__(self, theta: float, d_head: int, rope: dict[str, Any]) -> None:
             super().__init__()
-            self.frequencies = theta ** (-torch.arange(0, d_head, 2, dtype=torch.float64) / d_head)
+            plain = theta ** (-torch.arange(0, d_head, 2, dtype=torch.float64) / d_head)
+            self.frequencies = torch.tensor([slower(float(f), rope) for f in plain], dtype=torch.float64)
 
         def forward(self, x: Any, position_ids: Any) -> Any:
             angles = position_ids[..., None].to(torch.float64) * self.frequencies
@@ -108,7 +134,7 @@ def in_float64(model: Any) -> Any:
         config = model.config
         rope = getattr(config, "rope_parameters", None) or {}
         theta = rope.get("rope_theta", getattr(config, "rope_theta", None))
-        model.model.rotary_emb = Angles(theta, config.hidden_size // config.num_attention_heads)
+        model.model.rotary_emb = Angles(theta, config.hidden_size // config.num_attention_heads, rope)
     return model
 
 

@@ -6,6 +6,7 @@ print(markdown(report))
 
 from .measure import Measured, Ratio
 from .process import ChildError
+from .real import RealConfig, RealReport, bench_real, table_of
 from .report import BenchConfig, BenchReport, bench
 from .sizes import SIZES, Size, named_size
 from .tables import markdown, tables
@@ -17,9 +18,13 @@ __all__ = [
     "ChildError",
     "Measured",
     "Ratio",
+    "RealConfig",
+    "RealReport",
     "Size",
     "bench",
+    "bench_real",
     "markdown",
     "named_size",
+    "table_of",
     "tables",
 ]

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..costs import step_bytes, step_multiply_adds
+from ..costs.memory import held_bytes
 from ..engine.memory import available_bytes
 from ..engine.threads import worker_count
 from ..training import pieces_of
@@ -93,8 +94,12 @@ def predicted_bytes(task: Task) -> int:
     at_once = min(pieces, worker_count(task.workers))
     recomputed = task.workload.endswith("recomputed")
     shape = size.config
-    ours = step_bytes(shape, size.batch, size.seq, rank, TARGETS, pieces=pieces, at_once=at_once, recomputed=recomputed)
-    return int(ours * {"peer": PEER_FACTOR, "textbook": TEXTBOOK_FACTOR}.get(task.workload, 1.0))
+    held = held_bytes(shape) if task.workload.endswith("float16") else None
+    about = {"pieces": pieces, "at_once": at_once, "recomputed": recomputed, "held": held}
+    ours = step_bytes(shape, size.batch, size.seq, rank, TARGETS, **about)  # type: ignore[arg-type]
+    return int(
+        ours * {"peer": PEER_FACTOR, "real peer": PEER_FACTOR, "textbook": TEXTBOOK_FACTOR}.get(task.workload, 1.0)
+    )
 
 
 def check_room(tasks: Sequence[Task]) -> None:

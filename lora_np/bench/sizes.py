@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..config import TransformerConfig
+from ..files import load_config
 from ..methods import adapt
 from ..methods.lora import LoraConfig
 from ..model import Transformer, initialize
@@ -22,7 +23,7 @@ LORA = LoraConfig(RANK, ALPHA, TARGETS)
 
 @dataclass(frozen=True)
 class Size:
-    """A transformer and the batch of one step: `batch` sequences of `seq` tokens each."""
+    """A transformer and the batch of one step: `batch` sequences of `seq` tokens each; `base`: one that is stored."""
 
     name: str
     d_model: int
@@ -31,6 +32,7 @@ class Size:
     batch: int
     seq: int
     vocab: int
+    base: str = ""
 
     @property
     def tokens(self) -> int:
@@ -39,7 +41,9 @@ class Size:
 
     @property
     def config(self) -> TransformerConfig:
-        """The model, its context just long enough."""
+        """The model, its context just long enough; or the one that is stored."""
+        if self.base:
+            return load_config(self.base)
         return TransformerConfig(self.vocab, self.seq, self.d_model, self.layers, self.heads)
 
 

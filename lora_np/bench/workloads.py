@@ -27,6 +27,7 @@ from ..parameters import Arrays, parameters
 from ..training import Record, fit, model_loss
 from ..wrappers import merge
 from .mixing import SERVING
+from .real_work import real
 from .sizes import LORA, PROMPT, RANK, TRAINING, RandomTokens, Step, Task, adapted_model, with_adapter
 
 
@@ -103,6 +104,13 @@ def peer_generation(task: Task) -> Step:
     return generation(task)
 
 
+def real_peer(task: Task) -> Step:
+    """The LoRA step of a real model in transformers with PEFT."""
+    from .real_peers import training
+
+    return training(task)
+
+
 WORKLOADS: dict[str, Callable[[Task], Step]] = {
     "lora": lora,
     "lora, recomputed": lora_recomputed,
@@ -114,4 +122,8 @@ WORKLOADS: dict[str, Callable[[Task], Step]] = {
     "generation, merged": generation(lambda base: merge(_with_adapter(base))),
     "generation, peer": peer_generation,
     **{f"serving, {name}": prepare for name, prepare in SERVING.items()},
+    "real, float32": real(None),
+    "real, float16": real("float16"),
+    "real, bfloat16": real("bfloat16"),
+    "real peer": real_peer,
 }

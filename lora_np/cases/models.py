@@ -86,7 +86,7 @@ _EVERY_MAP = LoraConfig(rank=1, alpha=3.0, targets="attention+mlp")
 # Other architectures than GPT-2 as small as they can be: shared keys and a tied table, a head of classes and padding.
 ARCHITECTURE_CASES: dict[str, tuple[TransformerConfig, Method]] = {
     "llama, full": (_LLAMA, Full()),
-    "llama, lora": (_LLAMA, _EVERY_MAP),
+    "llama, lora": (replace(_LLAMA, rope_factor=3.0, rope_context=20), _EVERY_MAP),
     "bert, full": (_BERT, Full()),
     "bert, lora": (_BERT, replace(_EVERY_MAP, bias="all")),
     "bert, full, of the mean": (replace(_BERT, reads="mean"), Full()),
@@ -99,7 +99,7 @@ def textbook_settings(config: TransformerConfig) -> dict[str, Any]:
     kind = config.kind
     exact = kind.mlp == "gelu, exact"
     about = {"causal": config.causal, "theta": config.theta, "eps": config.eps, "reads": config.reads}
-    return {**about, "post": kind.post, "exact": exact}
+    return {**about, "post": kind.post, "exact": exact, "rope": config.rope}
 
 
 def small_model(rng: np.random.Generator, causal: bool = True, d_head: int = 2) -> Transformer:

@@ -13,6 +13,7 @@ import autograd.numpy as anp
 import numpy as np
 
 from .. import textbook
+from ..engine.halves import HALVES, half, is_half
 from .kinds import Draw, Sample
 
 
@@ -69,6 +70,25 @@ def _dora_linear(draw: Draw) -> Sample:
         return _dense(x, m[:, None] * V / anp.sqrt(anp.sum(V**2, axis=1, keepdims=True)), b)
 
     return Sample("dora_linear", book, {**dense.arguments, **beside, "scaling": 0.7}, (*dense.arrays, "A", "B", "m"))
+
+
+def _in_16_bits(sample: Sample, draw: Draw) -> Sample:
+    """The same with W frozen and held in 16 bits; the textbook reads the bits by their fields."""
+    kind = HALVES[int(draw.rng.integers(2))]
+
+    def book(*arguments: Any) -> Any:
+        return sample.book(*(_read(value, kind) if is_half(value) else value for value in arguments))
+
+    held = {**sample.arguments, "W": half(sample.arguments["W"], kind)}
+    return replace(sample, book=book, arguments=held, arrays=tuple(name for name in sample.arrays if name != "W"))
+
+
+def _read(W: Any, kind: str) -> Any:
+    """(−1)^sign · 2^(exponent − bias) · (1 + fraction), of a number of 16 bits; none here is subnormal or 0."""
+    fraction, bias = (10, 15) if kind == "float16" else (7, 127)
+    bits = W.bits.astype(np.int64)
+    sign, exponent = np.where(bits >> 15, -1.0, 1.0), (bits & 0x7FFF) >> fraction
+    return sign * 2.0 ** (exponent - bias) * (1.0 + (bits & ((1 << fraction) - 1)) / (1 << fraction))
 
 
 def _embedding(draw: Draw) -> Sample:
@@ -240,6 +260,9 @@ CASES: dict[str, Callable[[Draw], Sample]] = {
     "gelu_exact": lambda draw: replace(_gelu(draw), operation="gelu_exact", book=textbook.gelu_exact),
     "tanh": lambda draw: replace(_gelu(draw), operation="tanh", book=anp.tanh),
     "pool": _pool,
+    "linear, 16 bits": lambda draw: _in_16_bits(_linear(draw), draw),
+    "lora_linear, 16 bits": lambda draw: _in_16_bits(_lora_linear(draw), draw),
+    "head_cross_entropy, 16 bits": lambda draw: _in_16_bits(_head_cross_entropy(draw), draw),
 }
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
 
 from .options import (
     Base,
+    BaseType,
     Device,
     Engine,
     MethodName,
@@ -25,6 +26,7 @@ from .options import (
     chosen_method,
     columns_of,
     fraction,
+    held_base,
     rates_of,
     say,
     seed_of,
@@ -49,6 +51,7 @@ def adapt(
     ] = None,
     validation: Annotated[Path | None, typer.Option(help="A file to score on, in the place of --held-out.")] = None,
     base: Base = None,
+    base_dtype: BaseType = None,
     method: MethodName = "lora",
     settings: Settings = None,
     rank: Rank = None,
@@ -68,6 +71,9 @@ def adapt(
     fields: Annotated[str, typer.Option(help="JSONL: the fields of prompt and reference.")] = "prompt,reference",
     truncate: Annotated[bool, typer.Option("--truncate", help="Cut examples that exceed the context.")] = False,
     longest: Annotated[int | None, typer.Option(help="The most tokens of an example; the context if left out.")] = None,
+    peft: Annotated[
+        Path | None, typer.Option("--peft", help="Folder to write the adapter to as well, for PEFT to load.")
+    ] = None,
     checkpoint_blocks: Annotated[
         bool, typer.Option("--checkpoint-blocks", help="Less memory, more time: compute each block again backward.")
     ] = False,
@@ -89,7 +95,8 @@ def adapt(
     """
     from ..adaptation import ADAPTER, DataConfig, adapt_to_file
     from ..disk.folders import check_free
-    from ..files import BASE, load_model
+    from ..exporting import export_peft
+    from ..files import BASE
     from ..optimization import TrainingConfig
     from ..progress import describe, watch
     from ..vocabularies import tokenizer_of
@@ -109,7 +116,8 @@ def adapt(
         seed=seed,
         rates=rates_of(rates),
     )
-    model = load_model(base)
+    model = held_base(base, base_dtype, device)
+    family = check_export(peft, base, model, chosen, overwrite=overwrite) if peft else ""
     result = adapt_to_file(
         file,
         out,
@@ -133,6 +141,9 @@ def adapt(
     if result.judged is not None:
         gained = f"{result.after - result.before:+.4f} of accuracy"
     say(f"{gained} gained by {result.trained:,} parameters, {result.file_bytes:,} bytes in {out}")
+    if peft:
+        modules = export_peft(peft, result.model, chosen, family, str(base), overwrite=overwrite)
+        say(f"the same beside {modules} modules for PEFT in {peft}")
     return 0
 
 
@@ -140,6 +151,7 @@ def adapt(
 def generate(
     prompt: Annotated[str | None, typer.Option(help="What to answer; see --raw.")] = None,
     base: Base = None,
+    base_dtype: BaseType = None,
     adapter: Annotated[Path | None, typer.Option(help="Adapter folder to put beside the base.")] = None,
     prompts: Annotated[
         Path | None,
@@ -163,7 +175,7 @@ def generate(
     """
     from ..engine.devices import to_device
     from ..evaluation import classified
-    from ..files import load_adapter, load_model
+    from ..files import load_adapter
     from ..generation import generate as generated
     from ..tasks import prompt_tokens
     from ..vocabularies import begun, tokenizer_of
@@ -179,7 +191,7 @@ def generate(
         return answer_all(prompts, adapters, base, said_for_all, at_once=at_once, most_bytes=adapter_bytes)
     if prompt is None or adapters is not None:
         raise ValueError("say what to answer: --prompt TEXT, or --prompts FILE with --adapters FOLDER")
-    model = load_model(base)
+    model = held_base(base, base_dtype, device)
     tokenizer = tokenizer_of(base, model.config)
     method = None
     if adapter is not None:
@@ -193,3 +205,17 @@ def generate(
     found = generated(to_device(model, device), given, tokens, temperature=temperature, rng=rng, end=tokenizer.end)
     say(tokenizer.decode(np.array(list(found), dtype=np.int64)))
     return 0
+
+
+def check_export(folder: Path, base: Path | None, model: Any, method: Any, *, overwrite: bool) -> str:
+    """The family under whose names the adapter will be written; raises before training where it could not be."""
+    from ..disk.folders import check_free
+    from ..exporting import PEFT, check_exportable
+    from ..formats.folders import is_foreign
+    from ..loading import open_foreign
+    from ..methods import adapt as adapted
+
+    check_free(folder, PEFT, overwrite=overwrite)
+    family = open_foreign(base).family if base is not None and is_foreign(base) else ""
+    check_exportable(adapted(model, method, None), method, family)
+    return family

@@ -14,6 +14,7 @@ from .options import (
     AdapterFolder,
     AsJson,
     Base,
+    BaseType,
     Device,
     MethodName,
     Out,
@@ -24,6 +25,7 @@ from .options import (
     Targets,
     app,
     chosen_method,
+    held_base,
     in_bytes,
     say,
     seed_of,
@@ -34,15 +36,29 @@ from .pages import Html, check_page, own_page
 
 
 @app.command(rich_help_panel="check")
-def gradcheck(seed: Seed = 0, device: Device = "cpu", as_json: AsJson = False) -> int:
+def gradcheck(
+    base: Base = None,
+    rank: Rank = None,
+    targets: Targets = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> int:
     """Prove every gradient by three witnesses: derivation, autograd, difference quotient.
+
+    Of all operations and methods on small models; with --base of LoRA beside that model, along random directions.
 
     Example: lora-np gradcheck --seed 1
     """
     from ..gradients import gradcheck as checked
     from ..progress import watch
 
-    report = checked(seed_of(seed), lambda cases: watch(cases, "case", show=lambda case: case.name), device)
+    if base is None and (rank, targets) != (None, None):
+        raise ValueError("--rank and --targets belong to --base: add it, or leave them out")
+    if base is None:
+        report = checked(seed_of(seed), lambda cases: watch(cases, "case", show=lambda case: case.name), device)
+    else:
+        report = of_real_model(base, chosen_method("lora", None, {"rank": rank, "targets": targets}), seed_of(seed))
     if as_json:
         say(json.dumps(report.as_dict(), indent=2))
         return 0 if report.holds else 1
@@ -61,11 +77,29 @@ def gradcheck(seed: Seed = 0, device: Device = "cpu", as_json: AsJson = False) -
     return 0 if report.holds else 1
 
 
+def of_real_model(base: Path, method: Any, seed: int) -> Any:
+    """The gradients of LoRA beside a model in float64; says first how long that takes."""
+    import sys
+
+    from ..directions import Plan, check_room, gradcheck_of
+    from ..files import load_config, load_model
+
+    tokens = 12
+
+    def told(plan: Plan) -> None:
+        n = f"{plan.evaluations} evaluations of the loss on {tokens} tokens, along {plan.directions} directions each"
+        print(f"{n}: about {plan.seconds:.0f} s at the pace of the first", file=sys.stderr)
+
+    check_room(load_config(base), tokens, str(base))
+    return gradcheck_of(load_model(base, np.float64), method, seed, tokens, told=told)
+
+
 @app.command(rich_help_panel="convert")
 def merge(
     adapter: AdapterFolder,
     out: Out,
     base: Base = None,
+    base_dtype: BaseType = None,
     overwrite: Overwrite = False,
     recipe: Annotated[
         str | None, typer.Option(help="Of another program's: peft, peft_safe, float32, float64, mlx or llama_cpp.")
@@ -79,7 +113,7 @@ def merge(
     Example: lora-np merge my-adapter --out my-model
     """
     from ..disk.folders import check_free
-    from ..files import BASE, MODEL, load_adapter, load_model, save_model
+    from ..files import BASE, MODEL, load_adapter, save_model
     from ..wrappers import merge_whole, wrappers
     from .foreign import merge_foreign
 
@@ -90,7 +124,7 @@ def merge(
         return merge_foreign(adapter, out, base, alpha, recipe)
     if recipe is not None or alpha is not None:
         raise ValueError("--recipe and --alpha belong to adapters of other programs: leave them out")
-    model, _ = load_adapter(adapter, load_model(base))
+    model, _ = load_adapter(adapter, held_base(base, base_dtype))
     found = wrappers(model)
     save_model(out, merge_whole(model) if found else model, overwrite=overwrite)
     what = f"merged {len(found)} adapted maps" if found else "nothing stood beside the base: wrote what was trained"
@@ -103,6 +137,7 @@ def verify(
     adapter: AdapterFolder,
     merged: Annotated[Path, typer.Argument(help="The model folder that should equal base + adapter.")],
     base: Base = None,
+    base_dtype: BaseType = None,
     alpha: Alpha = None,
     html: Html = None,
     as_json: AsJson = False,
@@ -123,7 +158,7 @@ def verify(
     if alpha is not None:
         raise ValueError("--alpha belongs to adapters of loralib: leave it out")
 
-    model, _ = load_adapter(adapter, load_model(base))
+    model, _ = load_adapter(adapter, held_base(base, base_dtype))
     text = np.random.default_rng(0).integers(32, 127, (2, min(128, model.config.context)))
     found = load_model(merged)
     certificate = certify(model, found, text % model.config.vocab)
@@ -156,7 +191,9 @@ def _factors(array: Any) -> tuple[str, str]:
 
 @app.command(rich_help_panel="measure")
 def params(
-    model: Annotated[str, typer.Argument(help="gpt2, gpt2-medium, gpt2-large, gpt2-xl, gpt3, base, or a folder.")],
+    model: Annotated[
+        str, typer.Argument(help="gpt2, gpt2-medium, gpt2-large, gpt2-xl, gpt3, base, smollm2, minilm, or a folder.")
+    ],
     method: MethodName = "lora",
     settings: Settings = None,
     rank: Rank = None,

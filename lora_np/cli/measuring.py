@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -69,6 +69,8 @@ def bench(
         str, typer.Argument(help="step: training and generation; serving: many adapters at once.")
     ] = "step",
     sizes: Annotated[str, typer.Option(help="tiny, small, mid, gpt2, long, with commas between.")] = ALL_SIZES,
+    base: Base = None,
+    seq: Annotated[int, typer.Option(help="With --base: tokens of a sequence.")] = 64,
     peers: Annotated[bool, typer.Option("--peers", help="PyTorch with PEFT as well; needs lora_np[parity].")] = False,
     growth: Annotated[bool, typer.Option("--growth", help="How time and memory grow with each size.")] = False,
     rounds: Annotated[int | None, typer.Option(help="Of timing each in turn; 3, and 5 with --peers.")] = None,
@@ -82,6 +84,8 @@ def bench(
 ) -> int:
     """Time and memory of a training step and of generation, beside the textbook and, if asked, PyTorch with PEFT.
 
+    Of sizes that have a name, or with --base of a real model, held in float32 and in 16 bits.
+
     Example: lora-np bench --sizes tiny,small
     """
     if what != "step":
@@ -92,14 +96,20 @@ def bench(
             "--batch": batch is not None,
             "--sizes": sizes != ALL_SIZES,
             "--device": device != "cpu",
+            "--base": base is not None,
         }
         return measured_serving(what, rest, 5 if rounds is None else rounds, peers, workers, out, as_json, overwrite)
-    from ..bench import BenchConfig, markdown, named_size, tables
+    from ..bench import BenchConfig, RealConfig, markdown, named_size, tables
     from ..bench import bench as measured
     from ..disk.folders import new_folder
     from ..figures.bench import time_and_memory
     from ..progress import watch
 
+    if base is not None:
+        if growth or out is not None or device != "cpu":
+            raise ValueError("--growth, --out and --device belong to --sizes: leave them out, or leave out --base")
+        asked = RealConfig(str(base), batch or 4, seq, 5 if rounds is None else rounds, peers, workers, seed_of(seed))
+        return real_model_timed(asked, as_json=as_json)
     chosen = tuple(named_size(name.strip(), batch) for name in sizes.split(","))
     rounds = rounds if rounds is not None else 5 if peers else 3
     config = BenchConfig(chosen, rounds, peers, growth, workers, device, seed_of(seed))
@@ -118,6 +128,20 @@ def bench(
         table(title, head, rows)
     if out is not None:
         say(f"the same in {out / 'bench.md'}, with a figure in {out / 'bench.png'}")
+    return 0
+
+
+def real_model_timed(config: Any, *, as_json: bool) -> int:
+    """A LoRA step on one real model, held in each type."""
+    from ..bench import bench_real, table_of
+    from ..progress import watch
+
+    report = bench_real(config, lambda lines, total: watch(lines, "timing", total, show=str))
+    if as_json:
+        say(json.dumps(report.as_dict(), indent=2))
+        return 0
+    say(report.machine)
+    table(*table_of(report))
     return 0
 
 

@@ -41,9 +41,30 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+
+def named_base(base: Path | None) -> Path | None:
+    """The folder or file that --base names; a model that an installed package brings has a name of one word."""
+    if base is None or base.exists():
+        return base
+    from ..installed import base_path, unknown
+
+    path = base_path(base)
+    if not path.exists() and len(path.parts) == 1 and not path.suffix:
+        raise ValueError(f"--base: {unknown(str(base))}")
+    return path
+
+
 Base = Annotated[
     Path | None,
-    typer.Option(help="Model folder to start from, ours or of transformers, or GGUF; the base that ships if left out."),
+    typer.Option(
+        help="Model to start from: a folder, ours or of transformers, a GGUF file, or a name: smollm2, minilm, "
+        "glassllm; the base that ships if left out.",
+        callback=named_base,
+    ),
+]
+BaseType = Annotated[
+    str | None,
+    typer.Option("--base-dtype", help="Hold the frozen base in float16 or bfloat16: half the memory of float32."),
 ]
 Out = Annotated[Path, typer.Option(help="Folder to write; it appears when it is complete.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what exists at --out.")]
@@ -107,6 +128,16 @@ def in_bytes(n: int) -> str:
     return f"{n:,} B"
 
 
+def held_base(base: Path | None, kind: str | None, device: str = "cpu") -> Any:
+    """The model to start from, held as --base-dtype says; raises ValueError where a device would hold it otherwise."""
+    from ..files import load_model
+
+    held = None if kind == "float32" else kind
+    if held and device != "cpu":
+        raise ValueError(f"--base-dtype {kind} is for --device cpu: leave it out")
+    return load_model(base, held=held)
+
+
 def named_targets(targets: str) -> str | tuple[str, ...]:
     parts = tuple(part.strip() for part in targets.split(",") if part.strip())
     return parts[0] if len(parts) == 1 else parts
@@ -156,12 +187,20 @@ def _read(text: str, kind: Any, key: str) -> Any:
 
 
 def sizes_of(name: str) -> Any:
-    """The sizes that have this name, or those of the model in this folder or GGUF file."""
+    """The sizes that have this name, or those of the model in this folder or file, or of an installed package."""
     from ..config import SHAPES, named_shape
     from ..files import load_config
+    from ..installed import INSTALLED, base_path
+    from ..names import nearest_first
 
-    path = Path(name)
-    return load_config(path) if name not in SHAPES and path.exists() else named_shape(name)
+    if name in SHAPES:
+        return named_shape(name)
+    path = base_path(name)
+    if not path.exists():
+        raise ValueError(
+            f"model must be one of {nearest_first(name, [*SHAPES, *INSTALLED])}, or a folder; got {name!r}"
+        )
+    return load_config(path)
 
 
 def rates_of(text: str | None) -> dict[str, float]:

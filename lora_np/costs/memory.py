@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ..config import TransformerConfig, maps, parameter_count
+from ..config import TransformerConfig, bias_count, maps, parameter_count
 from ..names import ATTENTION, GATED, nearest_first, targeted
 from .counts import lora_count
 
@@ -82,6 +82,8 @@ def step_bytes(
     at_once: int = 1,
     recomputed: bool = False,
     item_size: int = 4,
+    trained: int | None = None,
+    held: int | None = None,
 ) -> int:
     r"""The largest number of bytes that arrays hold during a training step with AdamW.
 
@@ -95,13 +97,31 @@ def step_bytes(
 
     `recomputed`: only the input of each block is kept, and backward makes the rest of one block at a time: Σk becomes
     Ld + k. Blocks of scores and logits, a few MiB, are left out; so are the libraries.
+
+    trained   Θ of another method, where it is not that of LoRA at this rank
+    held      the bytes of the base, N numbers of `item_size` where it is not held otherwise: see `held_bytes`
     """
     total = parameter_count(config)
-    trained = total if rank is None else lora_count(config, rank, targets)
+    if trained is None:
+        trained = total if rank is None else lora_count(config, rank, targets)
+    base = item_size * total if held is None else held
     saved = [saved_numbers(config, rank, targets, layer) for layer in range(config.layers)]
     tokens = -(-batch // pieces) * length
     kept = config.layers * config.d_model + max(saved) if recomputed else sum(saved)
     activations = tokens * (kept + 2 * config.d_hidden + 5 * config.d_model)
-    gradients = total + (3 + pieces) * trained + at_once * activations
-    update = total + 7 * trained
-    return item_size * max(gradients, update)
+    gradients = (3 + pieces) * trained + at_once * activations
+    return base + item_size * max(gradients, 7 * trained)
+
+
+def held_bytes(config: TransformerConfig, item_size: int = 4) -> int:
+    r"""The bytes of a frozen model whose matrices and tables are held in 16 bits, its vectors and classifier as ever.
+
+    $$2\,M + item \cdot (N - M), \qquad M = L\,(2d^2 + 2dk + m\,df) + (V\,[\,+\,n\,]\,+ T)\,d\;[\,+\,Vd\,] \tag{C11b}$$
+
+    While it computes, one map at a time is widened beside it in each thread, at most max(d·f, 2²² numbers of the head)
+    numbers of `item_size`.
+    """
+    vectors = bias_count(config) + (2 * config.layers + 1) * config.d_model
+    classifier = config.d_model * (config.d_model + config.classes) if config.classes else 0
+    matrices = parameter_count(config) - vectors - classifier
+    return 2 * matrices + item_size * (vectors + classifier)

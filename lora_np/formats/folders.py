@@ -17,11 +17,19 @@ def gguf_file(path: Path) -> Path | None:
     return found[0] if len(found) == 1 else None
 
 
+def npz_file(path: Path) -> Path | None:
+    """The .npz file that this is; else None."""
+    return path if path.suffix == ".npz" else None
+
+
 def is_foreign(path: str | Path) -> bool:
-    """Is this a GGUF file, a folder with one and no description, or a folder whose config.json is of transformers?"""
+    """Is this a GGUF or .npz file, a folder with one GGUF file and no description, or one of transformers?
+
+    A folder of transformers has a config.json that says its model_type.
+    """
     path = Path(path)
     about = path / "config.json"
-    return gguf_file(path) is not None or (about.exists() and "model_type" in _described(about))
+    return (gguf_file(path) or npz_file(path)) is not None or (about.exists() and "model_type" in _described(about))
 
 
 def _described(path: Path) -> Mapping[str, Any]:

@@ -3,7 +3,7 @@ r"""Model folders of transformers: config.json <-> our sizes, and the weights be
 vocab context d_model layers heads d_ff causal tied      as TransformerConfig knows them
 kv_heads d_head                                           attention whose keys and values are shared
 norm eps order                                            "layer" or "rms"; "pre" or "post" the sum
-positions rope_base                                       "learned" or "rotary", and its base
+positions rope_base rope_scaling                          "learned" or "rotary", its base, and how angles shrink
 mlp                                                       "gelu", "gelu_tanh" or "swiglu"
 experts experts_used                                      of a mixture
 """
@@ -19,6 +19,7 @@ from .archive import INDEX as BIN_INDEX
 from .archive import open_archive
 from .disk import only, read_json, shown
 from .gguf import open_gguf
+from .npz import open_npz
 from .tensors import INDEX, SINGLE, Tensors, open_tensors, read_sharded
 
 ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh"}
@@ -50,8 +51,13 @@ FAMILIES: dict[str, tuple[dict[str, str], dict[str, Any], dict[str, Any]]] = {  
 OPTIONAL = ("d_ff", "kv_heads", "d_head")
 NEEDS_NONE = {  # settings that change what a model computes, with the values under which it is the one described here
     "scale_attn_by_inverse_layer_idx": (False, None), "reorder_and_upcast_attn": (False, None),
-    "add_cross_attention": (False, None), "quantization_config": (None,), "rope_scaling": (None,),
+    "add_cross_attention": (False, None), "quantization_config": (None,), "partial_rotary_factor": (1.0, None),
     "use_sliding_window": (False, None), "position_embedding_type": ("absolute", None), "is_decoder": (False, None),
+}  # fmt: skip
+ROPE_SCALINGS = {  # how they call a way of making rotary angles slower, and its numbers
+    "linear": {"rope_factor": "factor"},
+    "llama3": {"rope_factor": "factor", "rope_low": "low_freq_factor", "rope_high": "high_freq_factor",
+               "rope_context": "original_max_position_embeddings"},
 }  # fmt: skip
 ROPE_BASE = {"mixtral": 1e6}
 
@@ -90,6 +96,8 @@ def sizes(config: Mapping[str, Any], where: str = "config.json") -> dict[str, An
         raise ValueError(f"{where}: hidden_act is {shown(config['hidden_act'])}, and only silu is read here")
     if found["positions"] == "rotary":
         found["rope_base"] = _rope_base(config, kind, where)
+        if scaled := _rope_scaling(config, where):
+            found["rope_scaling"] = scaled
     window = config.get("sliding_window")
     if type(window) is int and window > 0:
         found["context"] = min(found["context"], window)  # up to there, attention that slides is attention
@@ -100,12 +108,31 @@ def sizes(config: Mapping[str, Any], where: str = "config.json") -> dict[str, An
 
 def _rope_base(config: Mapping[str, Any], kind: str, where: str) -> float:
     rope = config.get("rope_parameters")
-    if rope is not None and not (isinstance(rope, dict) and rope.get("rope_type", "default") == "default"):
-        raise ValueError(f"{where}: rope_parameters {shown(rope)} scale the rotary positions, which is not read")
+    if rope is not None and not isinstance(rope, dict):
+        raise ValueError(f"{where}: rope_parameters must be an object, got {shown(rope)}")
     base = config.get("rope_theta", (rope or {}).get("rope_theta", ROPE_BASE.get(kind, 10_000.0)))
-    if isinstance(base, bool) or not isinstance(base, int | float) or not 0 < base < 1e30:
-        raise ValueError(f"{where}: rope_theta must be a positive number, got {shown(base)}")
-    return float(base)
+    return _positive(base, "rope_theta", where)
+
+
+def _rope_scaling(config: Mapping[str, Any], where: str) -> dict[str, float]:
+    """How rotary angles shrink, as TransformerConfig names it; nothing where they do not."""
+    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else rope
+    if kind == "default":
+        return {}
+    if not (isinstance(kind, str) and kind in ROPE_SCALINGS):
+        raise ValueError(
+            f"{where}: its rotary positions are scaled by {shown(kind)}, which is not read: {only(ROPE_SCALINGS)} are"
+        )
+    names = ROPE_SCALINGS[kind]
+    found = {ours: _positive(rope.get(theirs), f"{theirs} of {kind}", where) for ours, theirs in names.items()}
+    return {ours: int(value) if ours == "rope_context" else value for ours, value in found.items()}
+
+
+def _positive(value: Any, name: str, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e30:
+        raise ValueError(f"{where}: {name} must be a positive number, got {shown(value)}")
+    return float(value)
 
 
 def config_json(values: Mapping[str, Any], model_type: str) -> dict[str, Any]:
@@ -125,6 +152,10 @@ def config_json(values: Mapping[str, Any], model_type: str) -> dict[str, Any]:
         config["activation_function" if model_type == "gpt2" else "hidden_act"] = act
     if fixed["positions"] == "rotary":
         config |= {"hidden_act": "silu", "rope_theta": values["rope_base"]}
+        if scaled := values.get("rope_scaling"):
+            kind = "llama3" if "rope_context" in scaled else "linear"
+            config["rope_scaling"] = {theirs: scaled[ours] for ours, theirs in ROPE_SCALINGS[kind].items()}
+            config["rope_scaling"]["rope_type"] = kind
     if model_type == "roberta":
         config["max_position_embeddings"] += 2
     return config
@@ -136,6 +167,8 @@ def open_weights(path: str | Path) -> Tensors:
     if not path.is_dir():
         if path.suffix == ".gguf":
             return open_gguf(path)[0]
+        if path.suffix == ".npz":
+            return open_npz(path)[0]
         return open_archive(path) if path.suffix in (".bin", ".pt", ".pth") else open_tensors(path)
     if any((path / name).exists() for name in (SINGLE, INDEX)):
         return open_tensors(path)

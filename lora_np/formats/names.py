@@ -152,6 +152,21 @@ norm.gamma                        output_norm.weight
 head.W                            output.weight   ?
 """
 
+# glassllm's names for a Llama.
+LLAMA_NPZ = r"""
+tokens.W                          E
+blocks.{i}.attention_norm.gamma   blocks.{i}.norm1.gamma
+blocks.{i}.attention.query.W      blocks.{i}.attn.W_Q   T
+blocks.{i}.attention.key.W        blocks.{i}.attn.W_K   T
+blocks.{i}.attention.value.W      blocks.{i}.attn.W_V   T
+blocks.{i}.attention.output.W     blocks.{i}.attn.W_O   T
+blocks.{i}.mlp_norm.gamma         blocks.{i}.norm2.gamma
+blocks.{i}.mlp.gate.W             blocks.{i}.ffn.W1     T
+blocks.{i}.mlp.up.W               blocks.{i}.ffn.W3     T
+blocks.{i}.mlp.down.W             blocks.{i}.ffn.W2     T
+norm.gamma                        norm_f.gamma
+"""
+
 # RoBERTa numbers its positions from 2 (Liu et al. 2019 as released): the first two rows of its table are not used.
 ROBERTA = BERT.replace("position_embeddings.weight", "position_embeddings.weight   2:") + _ROBERTA_HEAD
 
@@ -161,7 +176,7 @@ FAMILIES = {
     "llama": (LLAMA, "model."), "mistral": (LLAMA, "model."), "qwen2": (LLAMA, "model."),
     "mixtral": (MIXTRAL, "model."),
     "bert": (BERT + _BERT_HEAD, "bert."), "roberta": (ROBERTA, "roberta."),
-    "llama of llama.cpp": (LLAMA_GGUF, ""),
+    "llama of llama.cpp": (LLAMA_GGUF, ""), "llama of glassllm": (LLAMA_NPZ, ""),
 }  # fmt: skip
 # What files of these families also hold, and no array of the model is.
 BUFFERS = re.compile(r".*(?:\.attn\.(?:masked_)?bias|\.rotary_emb\.inv_freq|embeddings\.position_ids|decoder\.bias)")

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..engine.halves import is_half
 from ..method import Method
 from ..names import nearest_first
 from ..wrappers import wrappers
@@ -54,7 +55,13 @@ def adapt(model: Any, method: Method, rng: np.random.Generator | None) -> Any:
             f"the model carries a {type(wrapper).__name__} already, at {path or 'its root'}: merge it first, or adapt "
             "the base"
         )
-    return method.apply(model, rng)
+    adapted = method.apply(model, rng)
+    if frozen := [path for path, array in method.trained(adapted).items() if is_half(array)]:
+        raise ValueError(
+            f"{frozen[0]} is held in 16 bits and stays as it is, but {name_of(method)} trains it: "
+            "hold the base in float32"
+        )
+    return adapted
 
 
 # Beside a head of classes there may be nothing.

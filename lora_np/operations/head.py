@@ -19,7 +19,8 @@ $$s \leftarrow e^{m-m'} s + \sum_v e^{z_v - m'},\qquad
   a \leftarrow e^{m-m'} a + \sum_v e^{z_v - m'}\,W_v;\qquad \ell = m + \log s,\quad \sum_v p_v W_v = a/s \tag{H4}$$
 
 L is the end of every graph, so (H2) up to the factor ∂L/∂L is ready when the forward pass is. (H3) needs ℓ first:
-backward makes the logits a second time, but only where the table is trained.
+backward makes the logits a second time, but only where the table is trained. Since the table is read in blocks of
+words, one that is held in 16 bits (`lora_np.engine.halves`) is widened a block at a time, to the same bits.
 """
 
 from __future__ import annotations
@@ -80,7 +81,8 @@ def _summed(H: Array, W: Array, wants_mean: bool) -> tuple[Array, Any]:
     total = xp.zeros((len(H), 1), dtype=H.dtype)
     sum_ = xp.zeros_like(H) if wants_mean else None
     for v in _words(H, W):
-        z = H @ W[v].T
+        words = W[v]
+        z = H @ words.T
         higher = xp.maximum(top, z.max(axis=-1, keepdims=True))
         shrink = xp.exp(top - higher)
         z -= higher
@@ -89,7 +91,7 @@ def _summed(H: Array, W: Array, wants_mean: bool) -> tuple[Array, Any]:
         total += z.sum(axis=-1, keepdims=True)
         if sum_ is not None:
             sum_ *= shrink
-            sum_ += z @ W[v]
+            sum_ += z @ words
         top = higher
     if sum_ is not None:
         sum_ /= total

@@ -18,6 +18,15 @@ $$\partial L/\partial A = (\partial L/\partial z)^T \tilde X \tag{G2}\qquad
   \partial L/\partial x = G W_0 + \left((\partial L/\partial z)\, A\right) \odot m \tag{G3}$$
 
 With B = 0, (G0) and so (G2) is exactly zero while (G1) is not: the first step moves B, and only B.
+
+**A frozen W in 16 bits** (`lora_np.engine.halves`) takes part as the float32 matrix that it reads as: nothing above
+changes, and (D2) is never asked for. `linear` widens blocks of its rows $W_k$, whose outputs stand side by side, so
+that in place of the whole product
+
+$$y_k = W_k x + b_k \tag{D4}\qquad \partial L/\partial x = \sum_k G_k W_k \tag{D5}$$
+
+A matrix of one block gives the bits of the float32 one. Of several, (D5) adds in another order, and a matrix library
+may in (D4): two sums of n terms differ by at most $2\gamma_n\sum|terms|$.
 """
 
 from __future__ import annotations
@@ -25,8 +34,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from ..engine.arrays import Array, array_module, row_blocks, rows
 from ..engine.differentiation import operation
+from ..engine.halves import HalfArray, is_half, whole
 from ..engine.threads import each
 
 ROWS = 512  # of a product at a time: with fewer, the matrix library is further from its best
@@ -37,7 +49,7 @@ Gradients = dict[str, Callable[[], Array]]
 
 def linear_forward(x: Array, W: Array, b: Array | None, /, *, wanted: Wanted) -> tuple[Array, Any]:
     r"""$y = W x + b$."""
-    y = product(rows(x), W.T, b)
+    y = _from_blocks(rows(x), W, b) if is_half(W) else product(rows(x), W.T, b)
     saved = (x if "W" in wanted else None, W, x.shape)
     return y.reshape(*x.shape[:-1], W.shape[0]), saved
 
@@ -47,11 +59,31 @@ def linear_backward(saved: Any, dy: Array, wanted: Wanted) -> list[Array]:
     x, W, shape = saved
     G = rows(dy)
     gradient: Gradients = {
-        "x": lambda: product(G, W).reshape(shape),  # (D1)
+        "x": lambda: (_to_blocks(G, W) if is_half(W) else product(G, W)).reshape(shape),  # (D1)
         "W": lambda: product(G.T, rows(x)),  # (D2)
         "b": lambda: G.sum(axis=0),  # (D3)
     }
     return [gradient[name]() for name in wanted]
+
+
+def _from_blocks(X: Array, W: HalfArray, b: Array | None) -> Array:
+    """(D4)."""
+    blocks = W.blocks()
+    if len(blocks) == 1:
+        return product(X, W.T, b)
+    y = np.empty((len(X), len(W)), np.result_type(X.dtype, W.dtype))
+    for k in blocks:
+        y[:, k] = product(X, W[k].T, None if b is None else b[k])
+    return y
+
+
+def _to_blocks(G: Array, W: HalfArray) -> Array:
+    """(D5)."""
+    first, *others = W.blocks()
+    dX = product(G[:, first], W[first])
+    for k in others:
+        dX += product(G[:, k], W[k])
+    return dX
 
 
 def product(X: Array, M: Array, b: Array | None = None) -> Array:
@@ -92,7 +124,7 @@ def lora_linear_forward(
 
     mask is None, or an array of the shape of x that holds 0 where an entry is dropped and 1/(1-p) where it stays.
     """
-    xp = array_module(x)
+    xp, frozen, W = array_module(x), W, whole(W)
     X, M = rows(x), None if mask is None else rows(mask)
     y = xp.empty((len(X), len(W)), dtype=X.dtype)
     Z = xp.empty((len(X), len(A)), dtype=X.dtype)
@@ -106,7 +138,7 @@ def lora_linear_forward(
 
     each(block, row_blocks(len(X), 1, ROWS, xp))
     keeps_x = "A" in wanted or "W" in wanted
-    saved = (x if keeps_x else None, W, A, B, Z if "B" in wanted else None, scaling, mask, x.shape)
+    saved = (x if keeps_x else None, frozen, A, B, Z if "B" in wanted else None, scaling, mask, x.shape)
     return y.reshape(*x.shape[:-1], W.shape[0]), saved
 
 
@@ -117,11 +149,11 @@ def lora_linear_backward(saved: Any, dy: Array, wanted: Wanted) -> list[Array]:
     dZ: Any = scaling * (G @ B) if "x" in wanted or "A" in wanted else None  # (G0)
 
     def gradient_x() -> Array:
-        xp = array_module(G)
+        xp, W_0 = array_module(G), whole(W)
         dX = xp.empty((len(G), W.shape[1]), dtype=G.dtype)
 
         def block(r: slice) -> None:
-            part = xp.matmul(G[r], W, out=dX[r])
+            part = xp.matmul(G[r], W_0, out=dX[r])
             part += dZ[r] @ A if M is None else (dZ[r] @ A) * M[r]  # (G3)
 
         each(block, row_blocks(len(G), 1, ROWS, xp))

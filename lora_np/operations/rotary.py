@@ -14,6 +14,15 @@ $$\begin{pmatrix} y_1 \\ y_2 \end{pmatrix}
 A query at p and a key at q then meet as $(R_{p\omega} x)\cdot(R_{q\omega} z) = x\cdot R_{(q-p)\omega} z$: what a head
 sees of positions is their distance.
 
+**Longer contexts** than a model was first trained for are had by slower angles: all of them by a factor f (Chen et al.
+2023, arXiv:2306.15595), or, as in Llama 3.1, only those that turn few times in the first context n. Pair i makes
+$t_i = n\,\omega_i/2\pi$ turns in it; with less than `low` it becomes slower, with more than `high` it stays as it is:
+
+$$\omega_i \leftarrow \omega_i\left(\frac{1 - c_i}{f} + c_i\right),\qquad
+  c_i = \min\left(1, \max\left(0, \frac{t_i - low}{high - low}\right)\right) \tag{R4}$$
+
+where $c_i = 0$ for all i when no n is given.
+
 **Derivation.** (R1) is linear in x, so $\partial L/\partial x = R^T\,\partial L/\partial y$, and a rotation
 turned back is its transpose:
 
@@ -50,10 +59,25 @@ def rotary_backward(saved: Any, dy: Array, wanted: tuple[str, ...]) -> list[Arra
     return [_rotated(dy, cos, -sin)]  # (R3)
 
 
-def rotary_tables(positions: Any, d_head: int, theta: float, dtype: Any) -> tuple[Array, Array]:
+UNSCALED = (1.0, 1.0, 4.0, 0)
+
+
+def rotary_tables(
+    positions: Any, d_head: int, theta: float, dtype: Any, rope: tuple[float, float, float, int] = UNSCALED
+) -> tuple[Array, Array]:
     """cos and sin of (R2) for positions on the host (..., seq): the angles in float64, each result rounded once."""
-    angles = np.asarray(positions, np.float64)[..., None] * theta ** (-np.arange(0, d_head, 2) / d_head)
+    angles = np.asarray(positions, np.float64)[..., None] * frequencies(d_head, theta, rope)
     return np.cos(angles).astype(dtype), np.sin(angles).astype(dtype)
+
+
+def frequencies(d_head: int, theta: float, rope: tuple[float, float, float, int] = UNSCALED) -> Array:
+    """ω of (R2), made slower as (R4) says; rope is its factor, low, high and n."""
+    factor, low, high, context = rope
+    omega = theta ** (-np.arange(0, d_head, 2) / d_head)
+    if factor == 1.0:
+        return omega
+    kept = np.clip((context * omega / (2.0 * np.pi) - low) / (high - low), 0.0, 1.0) if context else 0.0
+    return omega * ((1.0 - kept) / factor + kept)  # (R4)
 
 
 def _rotated(x: Array, cos: Array, sin: Array) -> Array:
