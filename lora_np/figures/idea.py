@@ -24,11 +24,12 @@ def lora_picture(d_out: int = 192, d_in: int = 192, rank: int = 4, name: str = "
         raise ValueError(f"sizes must be at least 1, the rank at most the smaller; got {d_out} × {d_in}, rank {rank}")
     unit = 1.0 / max(d_out, d_in)
     height, width, thin = d_out * unit, d_in * unit, max(rank * unit, 0.05)
-    at_B, at_A = width + 0.34, width + 0.34 + thin + 0.12
+    right = max(width, 0.5)  # room for the words in W0
+    at_B, at_A = right + 0.34, right + 0.34 + thin + 0.12
     with _figure(7.2, 3.4) as figure:
         axes = figure.add_subplot()
         _box(axes, (0.0, 0.0), width, height, GREY, f"{name}\n{d_out} × {d_in}\n{d_out * d_in:,} numbers\nfrozen")
-        axes.text(width + 0.17, height / 2, "+  s ·", ha="center", va="center", fontsize=15)
+        axes.text(right + 0.17, height / 2, "+  s ·", ha="center", va="center", fontsize=15)
         _box(axes, (at_B, 0.0), thin, height, BLUE, "")
         _box(axes, (at_A, (height - thin) / 2), width, thin, ORANGE, "")
         below = {"va": "top", "fontsize": 10}
@@ -41,7 +42,7 @@ def lora_picture(d_out: int = 192, d_in: int = 192, rank: int = 4, name: str = "
         axes.text(at_A, height, share, ha="left", va="top", fontsize=10)
         end = at_A + max(width, 0.8)
         axes.text(end, -0.03, f"merged: {name} + s·BA,\none matrix again", ha="right", **below)
-        axes.set(xlim=(-0.08, end + 0.28), ylim=(-0.24, height + 0.06))
+        axes.set(xlim=(-0.1, end + 0.28), ylim=(-0.24, height + 0.06))
         axes.set_aspect("equal")
         axes.axis("off")
     return figure
