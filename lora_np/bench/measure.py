@@ -19,9 +19,10 @@ from ..costs.memory import held_bytes
 from ..engine.memory import available_bytes
 from ..engine.threads import worker_count
 from ..training import pieces_of
-from .process import Process
+from .process import ChildError, Process
 from .sizes import TARGETS, Size, Task
 
+OPTIONAL = ("peer, compiled", "peer, jax")  # what may be missing where other peers are there
 ROUND_SECONDS = 0.2  # of steps in one round, so that a short step is not judged by one of them
 MOST_STEPS = 30
 PAUSE = 0.25  # seconds between two turns: threads of a matrix library spin for a tenth after their last work
@@ -38,6 +39,7 @@ class Measured:
 
     seconds   of one step, the median of those of the round      result   of the second step: a loss, or tokens
     peak      largest resident memory of the process, in bytes   gemm     flop/s of matrix products in this process
+    first     seconds of the very first step: what is compiled is compiled in it
     """
 
     workload: str
@@ -47,6 +49,7 @@ class Measured:
     peak: int
     gemm: tuple[float, ...]
     result: Any
+    first: float = 0.0
 
     @property
     def median(self) -> float:
@@ -97,9 +100,8 @@ def predicted_bytes(task: Task) -> int:
     held = held_bytes(shape) if task.workload.endswith("float16") else None
     about = {"pieces": pieces, "at_once": at_once, "recomputed": recomputed, "held": held}
     ours = step_bytes(shape, size.batch, size.seq, rank, TARGETS, **about)  # type: ignore[arg-type]
-    return int(
-        ours * {"peer": PEER_FACTOR, "real peer": PEER_FACTOR, "textbook": TEXTBOOK_FACTOR}.get(task.workload, 1.0)
-    )
+    factors = {"peer": PEER_FACTOR, "real peer": PEER_FACTOR, "textbook": TEXTBOOK_FACTOR}
+    return int(ours * factors.get(task.workload.partition(",")[0], 1.0))
 
 
 def check_room(tasks: Sequence[Task]) -> None:
@@ -116,31 +118,52 @@ def check_room(tasks: Sequence[Task]) -> None:
 
 
 @contextmanager
-def processes(tasks: Sequence[Task]) -> Iterator[list[Process]]:
-    """One for each task, all set up; they end with the block, however it ends."""
+def processes(tasks: Sequence[Task], skipped: dict[str, str] | None = None) -> Iterator[list[Process]]:
+    """One for each task, all set up; they end with the block, however it ends. What is `skipped`: see `measure`."""
     check_room(tasks)
     started: list[Process] = []
     try:
         for task in tasks:
             started.append(Process(task))
-            started[-1].wait()  # one after another: setting up takes all cores
+            with unless_skipped(started[-1], started, skipped):
+                started[-1].wait()  # one after another: setting up takes all cores
         yield started
     finally:
         for process in started:
             process.end()
 
 
-def measure(tasks: Sequence[Task], rounds: int) -> Generator[str, None, list[Measured]]:
-    """Every task `rounds` times in turn, after a step each that does not count. Yields what is done next."""
-    seconds: list[list[float]] = [[] for _ in tasks]
-    gemm: list[list[float]] = [[] for _ in tasks]
-    peaks = [0] * len(tasks)
-    with processes(tasks) as children:
-        second = []
-        for i, child in enumerate(children):
-            yield f"{tasks[i].size.name}, {tasks[i].workload}, first steps"
-            child.ask("step")
-            second.append(child.ask("step"))
+@contextmanager
+def unless_skipped(child: Process, children: list[Process], skipped: dict[str, str] | None) -> Iterator[None]:
+    """Leave out a child that fails, where it is one that may be missing and `skipped` is there to hold why."""
+    try:
+        yield
+    except ChildError as error:
+        if skipped is None or child.task.workload not in OPTIONAL:
+            raise
+        skipped[child.task.workload] = str(error)
+        children.remove(child)
+        child.end()
+
+
+def measure(
+    tasks: Sequence[Task], rounds: int, skipped: dict[str, str] | None = None
+) -> Generator[str, None, list[Measured]]:
+    """Every task `rounds` times in turn, after a step each that does not count. Yields what is done next.
+
+    skipped   takes the reasons why one of OPTIONAL is not among what is given back
+    """
+    with processes(tasks, skipped) as children:
+        first_two = []
+        for child in list(children):
+            yield f"{child.task.size.name}, {child.task.workload}, first steps"
+            with unless_skipped(child, children, skipped):
+                first_two.append([child.ask("step") for _ in range(2)])
+        tasks = [child.task for child in children]
+        seconds: list[list[float]] = [[] for _ in tasks]
+        gemm: list[list[float]] = [[] for _ in tasks]
+        peaks = [0] * len(tasks)
+        second = [pair[1] for pair in first_two]
         steps = [min(MOST_STEPS, math.ceil(ROUND_SECONDS / answer["seconds"])) for answer in second]
         for number in range(rounds):
             for i, child in enumerate(children):
@@ -154,7 +177,10 @@ def measure(tasks: Sequence[Task], rounds: int) -> Generator[str, None, list[Mea
                 if tasks[i].workload in ("lora", "full") and tasks[i].device == "cpu":
                     gemm[i].append(child.ask("gemm")["rate"])
     return [
-        Measured(t.workload, t.size, t.rank, tuple(seconds[i]), peaks[i], tuple(gemm[i]), second[i]["result"])
+        Measured(
+            *(t.workload, t.size, t.rank, tuple(seconds[i]), peaks[i], tuple(gemm[i]), second[i]["result"]),
+            first=first_two[i][0]["seconds"],
+        )
         for i, t in enumerate(tasks)
     ]
 

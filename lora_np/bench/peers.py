@@ -1,4 +1,4 @@
-r"""The same work in PyTorch with PEFT: eager, float32, from the same weights and the same batches.
+r"""The same work in PyTorch with PEFT: eager or compiled, float32, from the same weights and the same batches.
 
 The model is written as its users would write it: `nn.Linear`, `scaled_dot_product_attention`, `F.gelu`,
 `F.cross_entropy`, `torch.optim.AdamW`, and PEFT's `get_peft_model` around the query and value maps.
@@ -106,11 +106,12 @@ def adapted(task: Task) -> Any:
     return model
 
 
-def training(task: Task) -> Step:
-    """A LoRA step: forward, loss, backward, AdamW."""
+def training(task: Task, *, compiled: bool = False) -> Step:
+    """A LoRA step: forward, loss, backward, AdamW; with `compiled`, the model is what `torch.compile` makes of it."""
     torch.set_num_threads(worker_count(task.workers))
     where = "cuda" if task.device == "gpu" else "cpu"
     model = adapted(task).to(where)
+    forward = torch.compile(model) if compiled else model
     optimizer = torch.optim.AdamW(
         [parameter for parameter in model.parameters() if parameter.requires_grad],
         lr=TRAINING.learning_rate,
@@ -123,7 +124,7 @@ def training(task: Task) -> Step:
         batch = batches[done]
         done += 1
         tokens, targets = (torch.from_numpy(array).to(where) for array in (batch.tokens, batch.targets))
-        loss = F.cross_entropy(model(tokens).flatten(0, 1), targets.flatten())
+        loss = F.cross_entropy(forward(tokens).flatten(0, 1), targets.flatten())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

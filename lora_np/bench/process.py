@@ -21,6 +21,7 @@ import numpy as np
 
 from ..engine.devices import library
 from ..engine.memory import peak_bytes
+from ..engine.processes import alive
 from ..engine.threads import thread_map, worker_count
 from .sizes import Size, Task
 from .workloads import WORKLOADS
@@ -127,9 +128,9 @@ def serve(task: Task) -> None:
 
 
 def held_bytes(task: Task) -> int:
-    """The most memory that this process has held at once: of the host, or of the device where it computes there."""
+    """The most memory that this process and its workers have held: of the host, or of the device they compute on."""
     if task.device == "cpu":
-        return peak_bytes()
+        return peak_bytes() + sum(map(peak_bytes, alive()))
     if "torch" in sys.modules:
         return int(sys.modules["torch"].cuda.max_memory_reserved())
     return int(library(task.device).get_default_memory_pool().total_bytes())  # a pool that never shrinks

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import platform
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,12 @@ import numpy as np
 from ..engine.devices import library
 from ..engine.threads import worker_count
 from .growth import CHANGES, START, Growth, growth
-from .measure import Measured, Ratio, check_room, measure, predicted_bytes, ratio
+from .measure import OPTIONAL, Measured, Ratio, check_room, measure, predicted_bytes, ratio
 from .sizes import GENERATION, Size, Task
 
 TEXTBOOK_SIZES = ("tiny", "small", "mid")  # beyond, a step of it takes half a minute and more
 PEERS = ("torch", "peft", "transformers")
+ENGINES = ("inline", "threads", "processes")
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,9 @@ class BenchConfig:
     """What to measure.
 
     sizes     of `lora_np.bench.sizes`       rounds   each workload is timed that often, in turn with the others
-    peers     PyTorch with PEFT as well      growth   how time and memory grow
-    workers   threads; None: as many as the library would use
+    peers     PyTorch with PEFT as well, and where they can be had torch.compile and JAX
+    growth    how time and memory grow       engines  the same step by each engine of this machine
+    workers   threads or processes; None: as many as the library would use
 
     Raises ValueError for no size, fewer than 1 round or a number of workers outside 1..256, and ImportError where peers
     are asked for and not installed.
@@ -36,6 +39,7 @@ class BenchConfig:
     rounds: int = 5
     peers: bool = False
     growth: bool = False
+    engines: bool = False
     workers: int | None = None
     device: str = "cpu"
     seed: int = 0
@@ -57,7 +61,10 @@ class BenchConfig:
 
 @dataclass(frozen=True)
 class SizeReport:
-    """One size: every workload that ran, and the ratios of the LoRA step to them. None: it did not run."""
+    """One size: every workload that ran, and the ratios of the LoRA step to them. None: it did not run.
+
+    harder   peers that compile the step       engines  the LoRA step by each engine       skipped  {workload: why}
+    """
 
     size: Size
     predicted_bytes: int
@@ -65,6 +72,9 @@ class SizeReport:
     full: Measured
     textbook: Measured | None = None
     peer: Measured | None = None
+    harder: tuple[Measured, ...] = ()
+    engines: tuple[Measured, ...] = ()
+    skipped: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def to_full(self) -> Ratio:
@@ -124,10 +134,11 @@ def bench(
     for group in groups:
         check_room(group)
     found: list[Any] = []
+    skipped: list[dict[str, str]] = [{**unavailable(config)} for _ in groups]
 
     def lines() -> Iterator[str]:
-        for group in (*groups, generation):
-            measured = yield from measure(group, config.rounds)
+        for group, why in zip((*groups, generation), (*skipped, None), strict=True):
+            measured = yield from measure(group, config.rounds, why)
             found.append(measured)
         for name in growing:
             grown = yield from growth(name, at_first, config.rounds)
@@ -137,7 +148,7 @@ def bench(
     total += sum(len(CHANGES[name]) * (config.rounds + 2) for name in growing)
     for _ in watch(lines(), total):
         pass
-    sizes = [_of_size(group, measured) for group, measured in zip(groups, found, strict=False)]
+    sizes = [_of_size(*about) for about in zip(groups, found, skipped, strict=False)]
     return BenchReport(config, machine(), tuple(sizes), tuple(found[len(groups)]), tuple(found[len(groups) + 1 :]))
 
 
@@ -146,6 +157,8 @@ def _tasks(size: Size, config: BenchConfig) -> list[Task]:
     names = ["lora", "full"]
     names += ["textbook"] * (size.name in TEXTBOOK_SIZES and config.device == "cpu")
     names += ["peer"] * config.peers
+    names += [name for name in OPTIONAL if config.peers and name not in unavailable(config)]
+    names += [f"lora, {engine}" for engine in ENGINES if config.engines]
     return [Task(name, size, config.workers, config.device, seed=config.seed) for name in names]
 
 
@@ -154,10 +167,30 @@ def _generation_tasks(config: BenchConfig) -> list[Task]:
     return [Task(f"generation, {name}", GENERATION, config.workers, config.device) for name in names]
 
 
-def _of_size(tasks: list[Task], measured: list[Measured]) -> SizeReport:
+def unavailable(config: BenchConfig) -> dict[str, str]:
+    """Why peers that compile are left out: {workload: reason}."""
+    if not config.peers:
+        return {}
+    reasons = {}
+    if not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))):
+        reasons["peer, compiled"] = "torch.compile needs a C++ compiler"
+    if importlib.util.find_spec("jax") is None:
+        reasons["peer, jax"] = "JAX is not installed: pip install jax"
+    elif config.device != "cpu":
+        reasons["peer, jax"] = "JAX is compared on the cpu only"
+    return reasons
+
+
+def _of_size(tasks: list[Task], measured: list[Measured], skipped: dict[str, str]) -> SizeReport:
     by_name = {m.workload: m for m in measured}
-    others = by_name.get("textbook"), by_name.get("peer")
-    return SizeReport(tasks[0].size, predicted_bytes(tasks[0]), by_name["lora"], by_name["full"], *others)
+    return SizeReport(
+        *(tasks[0].size, predicted_bytes(tasks[0]), by_name["lora"], by_name["full"]),
+        textbook=by_name.get("textbook"),
+        peer=by_name.get("peer"),
+        harder=tuple(m for m in measured if m.workload in OPTIONAL),
+        engines=tuple(m for m in measured if m.workload.startswith("lora, ")),
+        skipped=skipped,
+    )
 
 
 def machine() -> str:
@@ -178,7 +211,8 @@ def _processor() -> str:
 
 
 def _size_as_dict(report: SizeReport) -> dict[str, Any]:
-    measured = {m.workload: _plain(m) for m in (report.lora, report.full, report.textbook, report.peer) if m}
+    alone = (report.lora, report.full, report.textbook, report.peer)
+    measured = {m.workload: _plain(m) for m in (*alone, *report.harder, *report.engines) if m}
     ratios = {"full": report.to_full, "textbook": report.to_textbook, "peer": report.to_peer}
     return {
         **asdict(report.size),
@@ -186,8 +220,12 @@ def _size_as_dict(report: SizeReport) -> dict[str, Any]:
         "roofline": report.lora.roofline,
         "predicted_array_bytes": report.predicted_bytes,
         "memory_to_peer": report.memory_to_peer,
-        "lora_over": {name: asdict(r) for name, r in ratios.items() if r},
+        "lora_over": {
+            **{name: asdict(r) for name, r in ratios.items() if r},
+            **{m.workload: asdict(ratio(report.lora, m)) for m in report.harder},
+        },
         "measured": measured,
+        "skipped": dict(report.skipped),
     }
 
 

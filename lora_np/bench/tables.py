@@ -16,6 +16,10 @@ def tables(report: BenchReport) -> list[Table]:
     found = [_step_table(report)]
     if any(size.peer for size in report.sizes):
         found.append(_peer_table(report))
+    if any(size.harder or size.skipped for size in report.sizes):
+        found.append(_harder_table(report))
+    if any(size.engines for size in report.sizes):
+        found.append(_engine_table(report))
     found.append(_generation_table(report))
     if report.growth:
         found.append(_growth_table(report))
@@ -88,6 +92,41 @@ def _peer_table(report: BenchReport) -> Table:
         head,
         rows,
     )
+
+
+HARDER = {"peer, compiled": "PyTorch + PEFT, torch.compile", "peer, jax": "JAX, jit"}
+
+
+def _harder_table(report: BenchReport) -> Table:
+    head = ("size", "peer", "its step", "first step", "lora_np / it (range)", "its memory", "ratio", "losses differ by")
+    rows: list[Row] = []
+    for s in report.sizes:
+        by_name = {m.workload: m for m in s.harder}
+        for name, shown in HARDER.items():
+            if m := by_name.get(name):
+                times = (_seconds(m.median), _seconds(m.first), str(ratio(s.lora, m)))
+                memory = (_megabytes(m.peak), f"{s.lora.peak / m.peak:.2f}")
+                rows.append((s.size.name, shown, *times, *memory, f"{abs(s.lora.result - m.result):.1e}"))
+            elif name in s.skipped:
+                rows.append((s.size.name, shown, f"skipped: {s.skipped[name]}", *["-"] * 5))
+    return "Beside peers that compile the step first; below 1, lora_np needs less", head, rows
+
+
+def _engine_table(report: BenchReport) -> Table:
+    head = ("size", "engine", "LoRA step", "of the default (range)", "peak memory of all its processes", "same loss")
+    rows: list[Row] = [
+        (
+            s.size.name,
+            m.workload.removeprefix("lora, "),
+            _seconds(m.median),
+            str(ratio(m, s.lora)),
+            _megabytes(m.peak),
+            "yes" if m.result == s.lora.result else "NO",
+        )
+        for s in report.sizes
+        for m in s.engines
+    ]
+    return "The same LoRA step by engine", head, rows
 
 
 def _generation_table(report: BenchReport) -> Table:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import autograd
@@ -31,9 +32,9 @@ from .real_work import real
 from .sizes import LORA, PROMPT, RANK, TRAINING, RandomTokens, Step, Task, adapted_model, with_adapter
 
 
-def lora(task: Task) -> Step:
-    """A training step of LoRA as the library's users run it: batch, gradient on threads, AdamW."""
-    return _training(adapted_model(task), LORA, task)
+def lora(task: Task, engine: str | None = None) -> Step:
+    """A training step of LoRA as the library's users run it: batch, gradient, AdamW; or by one engine."""
+    return _training(adapted_model(task), LORA, task, engine=engine)
 
 
 def lora_recomputed(task: Task) -> Step:
@@ -46,12 +47,14 @@ def full(task: Task) -> Step:
     return _training(initialize(task.size.config, np.random.default_rng(task.seed)), Full(), task)
 
 
-def _training(model: Transformer, method: Method, task: Task, *, recompute: bool = False) -> Step:
+def _training(
+    model: Transformer, method: Method, task: Task, *, recompute: bool = False, engine: str | None = None
+) -> Step:
     model = to_device(model, task.device)
     state = start(method.trained(model), TRAINING)
     batches = RandomTokens(task.size, task.seed)
     loss = model_loss(model, recompute=recompute)
-    records: Iterator[Record] = fit(loss, batches, TRAINING, state, task.workers)
+    records: Iterator[Record] = fit(loss, batches, TRAINING, state, task.workers, engine)
     return lambda: next(records).loss
 
 
@@ -97,6 +100,20 @@ def peer(task: Task) -> Step:
     return training(task)
 
 
+def peer_compiled(task: Task) -> Step:
+    """The same under `torch.compile`."""
+    from .peers import training
+
+    return training(task, compiled=True)
+
+
+def peer_jax(task: Task) -> Step:
+    """The LoRA step in JAX, compiled as a whole."""
+    from .jax_peer import training
+
+    return training(task)
+
+
 def peer_generation(task: Task) -> Step:
     """The same tokens from `transformers`."""
     from .peers import generation
@@ -114,9 +131,12 @@ def real_peer(task: Task) -> Step:
 WORKLOADS: dict[str, Callable[[Task], Step]] = {
     "lora": lora,
     "lora, recomputed": lora_recomputed,
+    **{f"lora, {engine}": partial(lora, engine=engine) for engine in ("inline", "threads", "processes")},
     "full": full,
     "textbook": textbook_lora,
     "peer": peer,
+    "peer, compiled": peer_compiled,
+    "peer, jax": peer_jax,
     "generation, base": generation(lambda base: base),
     "generation, adapted": generation(_with_adapter),
     "generation, merged": generation(lambda base: merge(_with_adapter(base))),

@@ -71,7 +71,10 @@ def bench(
     sizes: Annotated[str, typer.Option(help="tiny, small, mid, gpt2, long, with commas between.")] = ALL_SIZES,
     base: Base = None,
     seq: Annotated[int, typer.Option(help="With --base: tokens of a sequence.")] = 64,
-    peers: Annotated[bool, typer.Option("--peers", help="PyTorch with PEFT as well; needs lora_np[parity].")] = False,
+    peers: Annotated[
+        bool, typer.Option("--peers", help="PyTorch with PEFT (lora_np[parity]), torch.compile, JAX.")
+    ] = False,
+    engines: Annotated[bool, typer.Option("--engines", help="The step by each engine as well.")] = False,
     growth: Annotated[bool, typer.Option("--growth", help="How time and memory grow with each size.")] = False,
     rounds: Annotated[int | None, typer.Option(help="Of timing each in turn; 3, and 5 with --peers.")] = None,
     workers: Annotated[int | None, typer.Option(help="Threads; as many as cores when left out.")] = None,
@@ -112,7 +115,7 @@ def bench(
         return real_model_timed(asked, as_json=as_json)
     chosen = tuple(named_size(name.strip(), batch) for name in sizes.split(","))
     rounds = rounds if rounds is not None else 5 if peers else 3
-    config = BenchConfig(chosen, rounds, peers, growth, workers, device, seed_of(seed))
+    config = BenchConfig(chosen, rounds, peers, growth, engines, workers, device, seed_of(seed))
     place = nullcontext() if out is None else new_folder(out, BENCH, overwrite=overwrite)
     with place as folder:  # before anything is measured: a place that cannot be written would lose it
         report = measured(config, lambda lines, total: watch(lines, "timing", total, show=str))

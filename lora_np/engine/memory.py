@@ -38,12 +38,18 @@ def keep_freed_memory() -> bool:
     return all(mallopt(which, value) for which, value in SETTINGS.values())
 
 
-def peak_bytes() -> int:
-    """The most memory this process has held at once, its libraries included."""
+def peak_bytes(pid: int | None = None) -> int:
+    """The most memory this process has held at once, its libraries included; or another one, 0 where it cannot be seen.
+
+    What processes share counts in each of them.
+    """
     try:
-        with open("/proc/self/status") as status:  # getrusage would count what started this process as well
+        # getrusage would count what started this process as well
+        with open(f"/proc/{pid or 'self'}/status") as status:
             return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
     except (OSError, StopIteration):
+        if pid is not None:
+            return 0
         import resource
 
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -137,6 +137,11 @@ class Worker:
 _alive = weakref.WeakSet()
 
 
+def alive() -> list[int]:
+    """The worker processes of this one."""
+    return [worker.pid for worker in list(_alive) if worker.is_mine]
+
+
 @atexit.register
 def _end_all() -> None:
     for worker in list(_alive):
@@ -203,6 +208,7 @@ class ProcessMap:
             then(index, result)
 
         block = self._held(function) if self._workers else None
+        self._collect(finish, todo, ended, patient=False)  # who has become ready since
         try:
             while len(results) < len(items):
                 for worker in list(self._workers):
