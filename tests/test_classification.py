@@ -16,7 +16,8 @@ from lora_np.adaptation import DataConfig, adapt_to_file, read_file
 from lora_np.cases.models import METHOD_CASES
 from lora_np.cli import code_of
 from lora_np.config import READS, TransformerConfig, maps, parameter_count
-from lora_np.evaluation import Classes, logits_of, read_classes
+from lora_np.data import read_classes
+from lora_np.evaluation import Classes, logits_of
 from lora_np.files import load_adapter, load_model, save_adapter, save_model
 from lora_np.methods import adapt, described, method_from
 from lora_np.methods.classify import Classify, HeadOnly
