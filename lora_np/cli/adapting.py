@@ -77,7 +77,6 @@ def adapt(
     """Adapt a model to a file with LoRA, and score it on held-out examples.
 
     Example: lora-np adapt pairs.tsv --out my-adapter --rank 4 --targets qv
-    Example: lora-np adapt train.tsv --out my-adapter --task classify --validation dev.tsv
     """
     from ..adaptation import ADAPTER, DataConfig, adapt_to_file
     from ..disk.folders import check_free
