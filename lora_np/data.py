@@ -132,7 +132,12 @@ def text_work(path: Contents, data: DataConfig, base: Transformer, method: Metho
 def class_work(
     path: Contents, data: DataConfig, base: Transformer, method: Method, tokenizer: Tokenizer | None, reads: str | None
 ) -> Work:
-    """Labels are learned behind a head that reads `reads`; without it the mean, or the last of a causal model."""
+    """Labels are learned behind a head that reads `reads`; without it the mean, or the last of a causal model.
+
+    Raises ValueError for the first of a causal model, which has seen nothing of the text.
+    """
+    if reads == "first" and base.config.causal:
+        raise ValueError("the first token of a causal model has seen nothing of the text: read the last, or the mean")
     train, held_out = read_classes(path, data, base, tokenizer)
     reads = base.config.reads if base.config.classes else reads or ("last" if base.config.causal else "mean")
     return Work(

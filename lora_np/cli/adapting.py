@@ -40,7 +40,12 @@ def adapt(
             help="text, tsv, csv, jsonl, e2e, sst2, cola, rte, webnlg, dart or wikisql; guessed when left out."
         ),
     ] = None,
-    task: Annotated[str, typer.Option(help="text learns references; classify learns labels, behind a head.")] = "text",
+    task: Annotated[
+        str,
+        typer.Option(
+            help="text learns references; classify learns labels, behind a head; with --method head that alone."
+        ),
+    ] = "text",
     reads: Annotated[
         str | None,
         typer.Option(help="classify: what the head reads, first, mean or last; fits the base when left out."),
