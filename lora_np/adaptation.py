@@ -18,6 +18,9 @@ import numpy as np
 
 from .config import parameter_count
 from .costs import step_bytes
+from .data import DataConfig as DataConfig
+from .data import class_work, text_work
+from .data import read_file as read_file
 from .disk.folders import check_free, new_folder, partial_folder
 from .disk.marks import Kind
 from .disk.reading import Contents, read_once
@@ -25,10 +28,8 @@ from .engine.devices import to_device
 from .engine.mapping import check_engine
 from .engine.memory import available_bytes
 from .engine.threads import worker_count
-from .evaluation import Classes, Judged, class_work, text_work
-from .evaluation import DataConfig as DataConfig
+from .evaluation import Classes, Judged
 from .evaluation import Text as Text
-from .evaluation import read_file as read_file
 from .files import digest, load_checkpoint, save_adapter, save_checkpoint
 from .method import Method, one_of
 from .methods import adapt, name_of

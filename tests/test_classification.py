@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from builders import hashes, model
 
-from lora_np.adaptation import DataConfig, adapt_to_file, read_file
+from lora_np.adaptation import DataConfig, Interrupted, adapt_to_file, read_file
 from lora_np.cases.models import METHOD_CASES
 from lora_np.cli import code_of
 from lora_np.config import READS, TransformerConfig, maps, parameter_count
-from lora_np.evaluation import Classes, logits_of, read_classes
+from lora_np.data import read_classes
+from lora_np.evaluation import Classes, logits_of
 from lora_np.files import load_adapter, load_model, save_adapter, save_model
 from lora_np.methods import adapt, described, method_from
 from lora_np.methods.classify import Classify, HeadOnly
@@ -300,6 +301,24 @@ def test_too_long_a_text_is_refused_by_its_number_and_cut_on_request(file: Path)
     assert max(s.length for s in train.sequences) == 8
 
 
+def test_a_run_of_labels_that_was_stopped_resumes_to_the_same_bits_and_not_with_another_head(file: Path) -> None:
+    def stopping(records: Any, total: int, done: int) -> Any:
+        for record in records:
+            yield record
+            if record.step == 30:
+                raise KeyboardInterrupt
+
+    run(file)
+    whole = (file.parent / "out" / "adapter.safetensors").read_bytes()
+    (file.parent / "out").rename(file.parent / "whole")
+    with pytest.raises(Interrupted):
+        run(file, watch=stopping)
+    with pytest.raises(ValueError, match="is of another run: reads was 'last', now it is 'mean'"):
+        run(file, resume=True, reads="mean")
+    run(file, resume=True)
+    assert (file.parent / "out" / "adapter.safetensors").read_bytes() == whole
+
+
 def test_what_always_says_one_label_has_no_matthews_correlation() -> None:
     node = with_head(base(), LABELS, "last", np.random.default_rng(0))
     dull = with_parameters(node, {"head.output.W": 0 * node.head.output.W, "head.output.b": np.array([0, 0, 1], "f4")})
@@ -335,6 +354,7 @@ def test_the_command_trains_answers_merges_and_verifies(
     [
         ("--task guess", "task must be one of 'text', 'classify', got 'guess'"),
         ("--task classify --reads middle", "reads must be one of"),
+        ("--task classify --reads first", "the first token of a causal model has seen nothing of the text"),
         ("--method head", "--method must be one of"),
         ("--task classify --method headd", "--method must be one of head, "),
         ("--task classify --columns 0,1,2,3", "--columns takes two names with a comma between, or three"),

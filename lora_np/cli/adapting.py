@@ -44,7 +44,12 @@ def adapt(
             help="text, tsv, csv, jsonl, e2e, sst2, cola, rte, webnlg, dart or wikisql; guessed when left out."
         ),
     ] = None,
-    task: Annotated[str, typer.Option(help="text learns references; classify learns labels, behind a head.")] = "text",
+    task: Annotated[
+        str,
+        typer.Option(
+            help="text learns references; classify learns labels, behind a head; with --method head that alone."
+        ),
+    ] = "text",
     reads: Annotated[
         str | None,
         typer.Option(help="classify: what the head reads, first, mean or last; fits the base when left out."),
@@ -91,7 +96,6 @@ def adapt(
     """Adapt a model to a file with LoRA, and score it on held-out examples.
 
     Example: lora-np adapt pairs.tsv --out my-adapter --rank 4 --targets qv
-    Example: lora-np adapt train.tsv --out my-adapter --task classify --validation dev.tsv
     """
     from ..adaptation import ADAPTER, DataConfig, adapt_to_file
     from ..disk.folders import check_free

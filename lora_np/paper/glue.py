@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from ..adaptation import adapt_to_file
+from ..data import DataConfig
 from ..disk.reading import read_json
 from ..disk.writing import write_atomically, write_json
-from ..evaluation import DataConfig
 from ..files import digest, load_model
 from ..method import whole
 from ..methods import BESIDE_HEAD, method_named
