@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from .asking import Claim, Section, Table
+from .asking import Claim, Section, Table, Verdict
 from .cells import HEAD, MEASURES, SETTINGS, Row
 from .report import STYLE
 
@@ -57,10 +57,8 @@ def verdicts(result: Repeated) -> str:
 
 def _counts(claims: Iterable[Claim]) -> str:
     found = Counter(claim.verdict for claim in claims)
-    said = {"holds here": "held", "does not hold here": "refuted", "cannot be said": "open"}
-    return (
-        ", ".join(f"{found[verdict]} {word}" for verdict, word in said.items() if found[verdict]) or "nothing claimed"
-    )  # type: ignore[index]
+    words: dict[Verdict, str] = {"holds here": "held", "does not hold here": "refuted", "cannot be said": "open"}
+    return ", ".join(f"{found[verdict]} {word}" for verdict, word in words.items() if found[verdict]) or "none"
 
 
 def _one_line(text: str) -> str:
@@ -72,7 +70,8 @@ def _head(result: Repeated) -> str:
     versions = ", ".join(f"{escape(str(key))} {escape(str(value)[:16])}" for key, value in result.about.items())
     return f"""<h1>LoRA, repeated in miniature</h1>
 <p>Every claim stands beside what was found here, on a model of two million parameters and generated tasks, and beside a
-verdict: what holds on a small model need not hold on a large one, nor the other way round. Of the claims, {escape(counts)}.</p>
+verdict: what holds on a small model need not hold on a large one, nor the other way round.
+Of the claims, {escape(counts)}.</p>
 <p>Intervals are Student's, 95 %, over {result.profile.seeds} seeds; two methods are compared seed by seed. A verdict is
 “cannot be said” where such an interval covers zero. All numbers: <a href="results.csv">results.csv</a>, a row for each
 run; every figure is a file in <a href="figures/">figures</a>.</p>
