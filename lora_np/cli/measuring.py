@@ -31,7 +31,7 @@ def study(
     tasks: Annotated[str | None, typer.Option(help="With --paper: the tasks of tables 2 to 4.")] = None,
     methods: Annotated[str | None, typer.Option(help="With --paper: some methods, with commas between.")] = None,
     scheduler: Annotated[
-        str | None, typer.Option(help="With --paper: inline, threads, processes, or dask://HOST:PORT.")
+        str | None, typer.Option(help="With --paper: inline, threads, processes, or the address of a Dask scheduler.")
     ] = None,
     workers: Annotated[int | None, typer.Option(help="With --paper: processes; as many as cores if left out.")] = None,
     parquet: Annotated[bool, typer.Option("--parquet", help="With --paper: the rows as results.parquet too.")] = False,

@@ -21,7 +21,7 @@ def repeated(out: Path, *, full: bool, chosen: Mapping[str, Any], **places: Any)
         out,
         profile,
         only=_names(chosen["only"]),
-        engine=chosen["scheduler"] or "processes",
+        engine=_engine(chosen["scheduler"] or "processes"),
         workers=chosen["workers"],
         say=say,
         **places,
@@ -31,6 +31,13 @@ def repeated(out: Path, *, full: bool, chosen: Mapping[str, Any], **places: Any)
     table("Claims beside what was found here", ("verdict", "claim", "found"), rows)
     say(f"{len(result.rows)} rows, {len(claims)} claims: {out / 'report.html'}")
     return 0 if result.holds else 1
+
+
+def _engine(text: str) -> str:
+    """The engine of that name; an address, with tcp:// or without, is that of a Dask scheduler."""
+    bare = text.removeprefix("tcp://")
+    host, colon, port = bare.rpartition(":")
+    return f"dask://{bare}" if colon and port.isdecimal() and "/" not in host else text
 
 
 def _names(text: str | None) -> tuple[str, ...]:

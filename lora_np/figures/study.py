@@ -9,6 +9,7 @@ from typing import Any
 from . import COLOURS, GREY, _figure, _legend, _look
 
 Spread = tuple[float, float, Sequence[float]]  # mean, half width of its interval, and the values
+WIDTH = 4.7  # inches: narrow, so that on the screen of a telephone the text is not much smaller than that beside it
 Points = Sequence[tuple[float, float, float]]  # x, mean, half width
 
 
@@ -16,7 +17,7 @@ def intervals(groups: Mapping[str, Spread], label: str) -> Any:
     """A row for each group: its values, their mean, and its interval. Raises ValueError for none."""
     if not groups:
         raise ValueError("a picture of intervals needs at least one group, got none")
-    with _figure(5.6, 1.2 + 0.34 * len(groups)) as figure:
+    with _figure(WIDTH, 1.0 + 0.3 * len(groups)) as figure:
         axes = figure.add_subplot()
         for row, (mean, half, values) in enumerate(groups.values()):
             if not math.isfinite(mean):
@@ -38,7 +39,7 @@ def with_intervals(
     """A line for each curve through its means, with intervals; `chance` in grey. Raises ValueError for none."""
     if not curves or not all(curves.values()):
         raise ValueError("a picture of curves needs at least one, each with points")
-    with _figure(5.6, 3.9) as figure:
+    with _figure(WIDTH, 3.6) as figure:
         axes = figure.add_subplot()
         for i, (name, points) in enumerate(curves.items()):
             kept = [point for point in points if math.isfinite(point[1])]
@@ -57,21 +58,24 @@ def with_intervals(
         else:
             axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
         axes.set(xlabel=x, ylabel=y)
-        _legend(figure, columns=3)
+        _legend(figure, columns=2)
     return figure
 
 
 def similarity_maps(panels: Mapping[str, Sequence[Sequence[float]]], x: str = "j", y: str = "i") -> Any:
-    """φ(i, j) of several panels side by side, on one scale from 0 to 1. Raises ValueError for none."""
+    """φ(i, j) of several panels, two in a row, on one scale from 0 to 1. Raises ValueError for none."""
     if not panels:
         raise ValueError("a picture of φ needs at least one panel, got none")
-    with _figure(2.5 * len(panels) + 0.9, 3.0) as figure:
-        every = figure.subplots(1, len(panels), squeeze=False)[0]
-        for axes, (name, values) in zip(every, panels.items(), strict=True):
+    down = -(-len(panels) // 2)
+    with _figure(WIDTH, 0.4 + 2.1 * down) as figure:
+        every = figure.subplots(down, 2, squeeze=False).ravel()
+        for axes in every[len(panels) :]:
+            axes.set_visible(False)
+        for axes, (name, values) in zip(every, panels.items(), strict=False):
             extent = (0.5, len(values[0]) + 0.5, len(values) + 0.5, 0.5)
             image = axes.imshow(values, vmin=0.0, vmax=1.0, cmap="viridis", extent=extent, aspect="auto")
             axes.grid(False)
             axes.set_title(name, fontsize=9.5)
-            axes.set(xlabel=x, ylabel=y if axes is every[0] else "")
+            axes.set(xlabel=x, ylabel=y)
         figure.colorbar(image, ax=list(every), label="φ", shrink=0.9)
     return figure

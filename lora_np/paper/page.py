@@ -2,12 +2,13 @@ r"""The report of `lora-np study --paper`: one HTML page that needs nothing else
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
 from ..figures.page import STYLE
-from .asking import Claim, Section, Table
+from .asking import Claim, Section, Table, Verdict
 from .cells import HEAD, MEASURES, SETTINGS, Row
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ MORE_STYLE = """
   margin: .8rem 0; } .claim p { margin: .3rem 0; } .claim .no, .claim .yes { font-weight: 600; }
 .no { color: var(--bad); } a { color: inherit; } nav ul { columns: 2 16rem; padding-left: 1.2rem; }
 td.text { white-space: normal; text-align: left; min-width: 14rem; } tr:target { background: var(--band); }
+.plot svg { min-width: 0; } .soft { overflow-wrap: anywhere; }
 details { margin: .6rem 0; } summary { cursor: pointer; }
 """
 
@@ -54,8 +56,9 @@ def verdicts(result: Repeated) -> str:
 
 
 def _counts(claims: Iterable[Claim]) -> str:
-    found = [claim.verdict for claim in claims]
-    return ", ".join(f"{found.count(verdict)} {verdict.removesuffix(' here')}" for verdict in MARKS)  # type: ignore[arg-type]
+    found = Counter(claim.verdict for claim in claims)
+    words: dict[Verdict, str] = {"holds here": "held", "does not hold here": "refuted", "cannot be said": "open"}
+    return ", ".join(f"{found[verdict]} {word}" for verdict, word in words.items() if found[verdict]) or "none"
 
 
 def _one_line(text: str) -> str:
@@ -64,10 +67,11 @@ def _one_line(text: str) -> str:
 
 def _head(result: Repeated) -> str:
     counts = _counts(claim for section in result.sections for claim in section.claims)
-    versions = ", ".join(f"{escape(str(key))} {escape(str(value))}" for key, value in result.about.items())
+    versions = ", ".join(f"{escape(str(key))} {escape(str(value)[:16])}" for key, value in result.about.items())
     return f"""<h1>LoRA, repeated in miniature</h1>
 <p>Every claim stands beside what was found here, on a model of two million parameters and generated tasks, and beside a
-verdict: what holds on a small model need not hold on a large one, nor the other way round. {escape(counts)}.</p>
+verdict: what holds on a small model need not hold on a large one, nor the other way round.
+Of the claims, {escape(counts)}.</p>
 <p>Intervals are Student's, 95 %, over {result.profile.seeds} seeds; two methods are compared seed by seed. A verdict is
 “cannot be said” where such an interval covers zero. All numbers: <a href="results.csv">results.csv</a>, a row for each
 run; every figure is a file in <a href="figures/">figures</a>.</p>
