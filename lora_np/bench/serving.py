@@ -15,7 +15,7 @@ from .sizes import GENERATION, Task
 from .tables import Row, Table
 
 SEQUENCES, ALONE = 32, 16  # of the mixed batches; of those that are written in a batch and one at a time
-SERVED = replace(GENERATION, name="serving", batch=SEQUENCES, seq=64)
+SERVED = replace(GENERATION, name="serving", batch=SEQUENCES, seq=32)
 FEW = replace(SERVED, batch=ALONE)
 SHORT = replace(SERVED, seq=24)
 
