@@ -190,7 +190,8 @@ def check_ids(ids: Array, words: int) -> None:
 def place_of(model: Any) -> Array:
     """An array of the model, to see where it lives: of the token table where it has one, which is found at once."""
     table = getattr(model, "tokens", model)
-    if is_array(array := getattr(table, "W", None)):
+    array: Any = getattr(table, "W", None)
+    if is_array(array):
         return array
     return next(node for _, node in walk(table) if is_array(node))
 
