@@ -92,15 +92,27 @@ def alone(count: int) -> Callable[[Task], Step]:
     return prepare
 
 
-def peer(count: int) -> Callable[[Task], Step]:
-    """PEFT's mixed batch, `adapter_names`."""
+def beside_peft(task: Task) -> Step:
+    """Our mixed batch and PEFT's, `adapter_names`, in one process and in turn; seconds of processor time of both."""
+    from .mixing_peer import generation
 
-    def prepare(task: Task) -> Step:
-        from .mixing_peer import generation
+    pairs = {count: (mixture(count)(task), generation(task, count)) for count in COUNTS}
 
-        return generation(task, count)
+    def step() -> dict[str, Any]:
+        found = {}
+        for count, pair in pairs.items():
+            (ours, mine), (theirs, others) = (_timed(one) for one in pair)
+            equal = sum(a == b for a, b in zip(mine, others, strict=True))
+            found[str(count)] = {"ours": ours, "theirs": theirs, "equal": equal}
+        return found
 
-    return prepare
+    return step
+
+
+def _timed(step: Step) -> tuple[float, Any]:
+    began = time.process_time()
+    found = step()
+    return time.process_time() - began, found
 
 
 def many(task: Task) -> Step:
@@ -194,7 +206,7 @@ SERVING: dict[str, Callable[[Task], Step]] = {
     "one adapter, not merged": batched(_one),
     **{f"mixed, {count}": mixture(count) for count in COUNTS},
     "one by one": alone(max(COUNTS)),
-    **{f"PEFT, {count}": peer(count) for count in COUNTS},
+    "beside PEFT": beside_peft,
     "many": many,
     "trained together": trained_together,
 }
