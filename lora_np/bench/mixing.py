@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..engine.threads import worker_count
 from ..files import digest, load_model, save_adapter
 from ..generation import generate
 from ..model import Transformer
@@ -43,13 +44,24 @@ def prompts(count: int) -> list[Tokens]:
     return [tuple(np.roll(PROMPT, i).tolist()) for i in range(count)]
 
 
+def limited(step: Step, task: Task) -> Step:
+    """The same, the matrix library using no more threads than the task may."""
+    from threadpoolctl import threadpool_limits
+
+    def within() -> Any:
+        with threadpool_limits(limits=worker_count(task.workers), user_api="blas"):
+            return step()
+
+    return within
+
+
 def batched(make: Callable[[Transformer], Transformer]) -> Callable[[Task], Step]:
     """One model for all sequences."""
 
     def prepare(task: Task) -> Step:
         model, size = make(load_model()), task.size
         requests = [Request(prompt, None, size.seq) for prompt in prompts(size.batch)]
-        return lambda: _written(serve(model, requests, most=size.batch, prompt_bytes=0))
+        return limited(lambda: _written(serve(model, requests, most=size.batch, prompt_bytes=0)), task)
 
     return prepare
 
@@ -63,7 +75,7 @@ def mixture(count: int) -> Callable[[Task], Step]:
         for adapter in adapters(base, count):
             bank.add(adapter)
         requests = [Request(p, f"a{i % count}", size.seq) for i, p in enumerate(prompts(size.batch))]
-        return lambda: _written(serve(base, requests, bank, most=size.batch, prompt_bytes=0))
+        return limited(lambda: _written(serve(base, requests, bank, most=size.batch, prompt_bytes=0)), task)
 
     return prepare
 
@@ -75,20 +87,32 @@ def alone(count: int) -> Callable[[Task], Step]:
         base, size = load_model(), task.size
         models = [applied(base, adapter) for adapter in adapters(base, count)] or [base]
         given = [(models[i % len(models)], np.array(prompt)) for i, prompt in enumerate(prompts(size.batch))]
-        return lambda: [list(generate(model, prompt, size.seq)) for model, prompt in given]
+        return limited(lambda: [list(generate(model, prompt, size.seq)) for model, prompt in given], task)
 
     return prepare
 
 
-def peer(count: int) -> Callable[[Task], Step]:
-    """PEFT's mixed batch, `adapter_names`."""
+def beside_peft(task: Task) -> Step:
+    """Our mixed batch and PEFT's, `adapter_names`, in one process and in turn; seconds of processor time of both."""
+    from .mixing_peer import generation
 
-    def prepare(task: Task) -> Step:
-        from .mixing_peer import generation
+    pairs = {count: (mixture(count)(task), generation(task, count)) for count in COUNTS}
 
-        return generation(task, count)
+    def step() -> dict[str, Any]:
+        found = {}
+        for count, pair in pairs.items():
+            (ours, mine), (theirs, others) = (_timed(one) for one in pair)
+            equal = sum(a == b for a, b in zip(mine, others, strict=True))
+            found[str(count)] = {"ours": ours, "theirs": theirs, "equal": equal}
+        return found
 
-    return prepare
+    return step
+
+
+def _timed(step: Step) -> tuple[float, Any]:
+    began = time.process_time()
+    found = step()
+    return time.process_time() - began, found
 
 
 def many(task: Task) -> Step:
@@ -114,7 +138,7 @@ def many(task: Task) -> Step:
         found = {"adapters": MANY, "requests": len(answers), "distinct": len(set(chosen)), "equal": equal}
         return {**found, "on_disk": size, "limit": LIMIT, "kept": kept, "opened": opened, "served": served}
 
-    return step
+    return limited(step, task)
 
 
 def _written_out(base: Transformer, folder: Path) -> int:
@@ -143,11 +167,14 @@ def trained_together(task: Task) -> Step:
 
     def step() -> dict[str, Any]:
         began = time.perf_counter()
-        for record, done in fit_together(base, mine, batches, config):
+        for record, done in fit_together(base, mine, batches, config, task.workers):
             if record.step == STEPS:
                 together = done
         middle = time.perf_counter()
-        alone = [_trained(applied(base, adapter), own, config) for adapter, own in zip(mine, batches, strict=True)]
+        alone = [
+            _trained(applied(base, adapter), own, config, task.workers)
+            for adapter, own in zip(mine, batches, strict=True)
+        ]
         ended = time.perf_counter()
         gap = moved = 0.0
         for before, after, trained in zip(mine, together, alone, strict=True):
@@ -159,8 +186,8 @@ def trained_together(task: Task) -> Step:
     return step
 
 
-def _trained(model: Transformer, batches: RandomTokens, config: TrainingConfig) -> dict[str, Any]:
-    *_, last = fit(model_loss(model), batches, config, start(parameters(model, "*.A", "*.B"), config))
+def _trained(model: Transformer, batches: Any, config: TrainingConfig, workers: int | None) -> dict[str, Any]:
+    *_, last = fit(model_loss(model), batches, config, start(parameters(model, "*.A", "*.B"), config), workers)
     return last.state.trained
 
 
@@ -179,7 +206,7 @@ SERVING: dict[str, Callable[[Task], Step]] = {
     "one adapter, not merged": batched(_one),
     **{f"mixed, {count}": mixture(count) for count in COUNTS},
     "one by one": alone(max(COUNTS)),
-    **{f"PEFT, {count}": peer(count) for count in COUNTS},
+    "beside PEFT": beside_peft,
     "many": many,
     "trained together": trained_together,
 }

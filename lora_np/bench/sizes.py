@@ -103,6 +103,7 @@ class Task:
 
     workers   threads; None: as many as the library would use      device   "cpu" or "gpu"
     traced    count the bytes of arrays as they are allocated, which costs time
+    clock     "wall", or "processor": seconds of this process on a processor, which a busy machine does not stretch
     """
 
     workload: str
@@ -112,6 +113,7 @@ class Task:
     rank: int = RANK
     seed: int = 0
     traced: bool = False
+    clock: str = "wall"
 
 
 def adapted_model(task: Task) -> Transformer:

@@ -83,7 +83,9 @@ def measured_serving(
         raise ValueError(f"bench serving takes no {given[0]}")
     place = nullcontext() if out is None else new_folder(out, SERVING, overwrite=overwrite)
     with place as folder:
-        report = bench_serving(rounds, peers, workers, lambda lines, total: watch(lines, "timing", total, show=str))
+        report = bench_serving(
+            rounds, peers, workers or 1, lambda lines, total: watch(lines, "timing", total, show=str)
+        )
         if folder is not None:
             write_json(folder / "serving.json", report.as_dict())
             write_atomically(folder / "serving.md", serving_markdown(report).encode())

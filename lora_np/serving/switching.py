@@ -9,7 +9,6 @@ The price is one copy of the adapted maps: that of `Switched.nbytes`, whatever t
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,9 +52,3 @@ def lost_by_subtracting(base: Transformer, adapter: Adapter) -> tuple[int, int]:
         changed += int(np.count_nonzero(again != module.W))
         count += module.W.size
     return changed, count
-
-
-def one_by_one(base: Transformer, adapters: Sequence[Adapter]) -> Iterator[Switched]:
-    """Each task in turn: at no time are two merged copies held here."""
-    for adapter in adapters:
-        yield switched(base, adapter)

@@ -1,0 +1,31 @@
+"""The page on serving keeps its word: its example prints what it says, and its links lead somewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from pathlib import Path
+
+import pytest
+
+PAGE = Path(__file__).parent.parent / "docs" / "serving.md"
+TEXT = PAGE.read_text(encoding="utf-8")
+
+
+def block(marker: str, language: str) -> str:
+    found = re.search(rf"<!-- {marker} -->\n```{language}\n(.*?)```", TEXT, re.DOTALL)
+    assert found
+    return found.group(1)
+
+
+def test_the_example_prints_what_the_page_says() -> None:
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(block("example", "python"), "docs/serving.md", "exec"), {})
+    assert printed.getvalue() == block("output", "text")
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\((?!https?:|#)([^)]+)\)", TEXT))))
+def test_every_link_leads_somewhere(target: str) -> None:
+    assert (PAGE.parent / target).exists()
