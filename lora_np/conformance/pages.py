@@ -11,7 +11,7 @@ from string import Template
 from ..disk.reading import read_regular
 from ..disk.writing import write_atomically, write_new
 from .files import FOLDER, INDEX, NUMBERS, SCHEMA
-from .mutants import MUTANTS, killed
+from .mutants import MUTANTS
 from .ours import run as our_run
 from .running import Result, Run, Vectors, conform, expected_failures, load_run
 
@@ -29,14 +29,14 @@ ABSENT = "not implemented"
 
 def page(found: Vectors, results: str | None = None) -> str:
     """The page; `results` is its section about other libraries, which is measured when it is None."""
-    table = killed(found.vectors)
+    table = {name: [v for v, caught in found.catches.items() if name in caught] for name in MUTANTS}
     rows = [
         (f"`{v.name}`", v.words if not v.refused else v.refused, ", ".join(v.wanted) if not v.refused else "an error",
          ", ".join(_thread(v.source)) if v.refused else str(len(found.catches[v.name])))
         for v in found.vectors
     ]  # fmt: skip
     mutants = [
-        (name, mutant.words, ", ".join(_thread(*mutant.reports)), ", ".join(f"`{v}`" for v in [*by][:3]), len(by))
+        (name, mutant.words, ", ".join(_thread(*mutant.reports)), ", ".join(f"`{v}`" for v in by[:3]), len(by))
         for (name, by), mutant in zip(table.items(), MUTANTS.values(), strict=True)
     ]  # fmt: skip
     return MARK + Template((Path(__file__).parent / "page.md").read_text(encoding="utf-8")).substitute(
