@@ -276,7 +276,9 @@ ANSWERS: dict[str, tuple[Callable[[Case], Any], str]] = {
     "no mapping": (lambda case: list(GOOD), "run(case) must give back a mapping from names to arrays, got list"),
     "nothing": (lambda case: None, "run(case) must give back a mapping from names to arrays, got NoneType"),
     "a key less": (lambda case: {n: a for n, a in GOOD.items() if n != "dB"}, "dB is missing"),
-    "a wrong key": (lambda case: {**GOOD, "merge": GOOD["merged"]}, "'merge' was not asked for; the nearest are merged,"),
+    "a wrong key": (
+        lambda case: {**GOOD, "merge": GOOD["merged"]}, "'merge' was not asked for; the nearest are merged,"
+    ),
     "a wrong shape": (lambda case: {**GOOD, "y": GOOD["y"].T}, "y must have shape (3, 4), got (4, 3)"),
     "a narrower type": (
         lambda case: {**GOOD, "y": GOOD["y"].astype(np.float16)}, "y must come in float32 or wider, got float16"
@@ -288,6 +290,7 @@ ANSWERS: dict[str, tuple[Callable[[Case], Any], str]] = {
     "NaN": (lambda case: {**GOOD, "y": np.full((3, 4), np.nan)}, "y holds a number that is not finite"),
     "a gap": (lambda case: {**GOOD, "dx": GOOD["dx"] + 1e-3}, "dx is off by "),
     "an error": (lambda case: 1 / 0, "ZeroDivisionError: division by zero"),
+    "an exit": (lambda case: sys.exit(0), "it left the program in place of an answer"),
     "a long error": (lambda case: [][int("1" * 9)], "IndexError: list index out of range"),
 }  # fmt: skip
 
@@ -305,6 +308,16 @@ def test_a_good_answer_passes_and_says_how_much_of_the_tolerance_it_used() -> No
     result = verdict(PLAIN, "float32", GOOD)
     assert result.status == "passed"
     assert set(result.used) == set(PLAIN.wanted)
+
+
+def test_a_function_of_a_file_or_a_module_is_had_by_name(desk: Path) -> None:
+    for place in (
+        "adapter.py:other",
+        str(desk / "adapter.py"),
+        "lora_np.conformance.ours",
+        "lora_np.conformance.ours:run",
+    ):
+        assert judge(load_run(place), BY_NAME["linear/axes"], "float32").why in ("", "dA is missing")
 
 
 def test_nothing_that_is_done_to_a_case_reaches_the_next_one() -> None:
@@ -388,6 +401,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "a folder": (["."], "cannot be imported"),
     "a folder by a file's name": (["folder.py"], "folder.py"),
     "no module": (["no_such_module_anywhere"], "cannot be imported: ModuleNotFoundError"),
+    "a file without its ending": (["adapter"], "to run the file, name it: adapter.py"),
     "no function": (["adapter.py:runs"], "adapter.py must have a function runs(case); the nearest are run"),
     "no function, a number": (["adapter.py:number"], "must have a function number(case)"),
     "a syntax error": (["broken.py"], "broken.py cannot be imported: SyntaxError"),
@@ -553,12 +567,13 @@ def test_the_page_in_docs_is_what_the_command_writes_but_for_what_other_librarie
 
 
 def test_the_section_about_other_libraries_shows_what_holds_and_why_the_rest_does_not() -> None:
-    run = {"lora_np": conform(ours.run, FROZEN.vectors)}
+    run = {"lora_np": conform(ours.run, FROZEN.vectors, ["float32", "float64"])}
     run |= {f"{title} 1": conform(book, FROZEN.vectors) for title in pages.LIBRARIES}
     shown = pages.section(FROZEN, run)
     assert "| `linear/plain` | ✓ | ✓ | ✓ | ✓ | ✓ |" in shown
     assert "| PEFT 1 | `refuse/no alpha` |" not in shown  # the book has no default
-    assert "| PEFT 1 | `refuse/not a number` | was not refused" in shown
+    assert "| PEFT 1 | `refuse/not a number` | float32 | was not refused" in shown
+    assert "not known before" in shown
 
 
 def test_a_page_is_replaced_only_where_the_command_wrote_it(tmp_path: Path) -> None:
