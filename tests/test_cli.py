@@ -33,7 +33,7 @@ MAIN = "from lora_np.cli import main; main()"
 PROGRESS = re.compile(r"(step|case|adapter|rank) \d+(/\d+)?(: |$)")
 PAIRS = "".join(f"question {i}\tanswer {i % 3} to it\n" for i in range(20))
 SHORT = ["--steps", "6", "--batch-size", "4"]
-COMMANDS = ("adapt", "generate", "gradcheck", "merge", "verify", "params", "study", "bench", "ledger")
+COMMANDS = ("adapt", "generate", "gradcheck", "merge", "verify", "params", "study", "bench", "ledger", "conform")
 
 
 def command(

@@ -233,7 +233,7 @@ def test_a_cast_merge_holds_whether_the_update_is_rounded_first_or_not_and_one_p
 
 def test_every_mutant_is_killed_by_what_it_computes_and_the_equations_themselves_pass() -> None:
     table = killed(FROZEN.vectors)
-    assert len(MUTANTS) >= 50
+    assert len(MUTANTS) >= 50  # of which 20 were asked for
     assert [name for name, by in table.items() if not any("off by" in why for why in by.values())] == []
     assert mutants.catches(table) == {name: caught for name, caught in FROZEN.catches.items() if caught}
     unchanged = replace(next(iter(MUTANTS.values())), rules=RULES)
@@ -244,11 +244,10 @@ def test_every_mutant_is_killed_by_what_it_computes_and_the_equations_themselves
 
 
 def test_in_16_bits_only_what_is_not_asked_there_survives() -> None:
-    for dtype in DTYPES[1:]:
+    for dtype in DTYPES[2:]:
         alive = {name for name, by in killed(FROZEN.vectors, dtype).items() if not by}
         of_dora = {name for name in MUTANTS if name.startswith(("norm", "magnitude"))}
         assert alive <= of_dora
-        assert alive == set() or dtype in ("float16", "bfloat16")
 
 
 def test_each_thread_that_is_named_is_a_repository_and_a_number() -> None:
@@ -277,7 +276,9 @@ ANSWERS: dict[str, tuple[Callable[[Case], Any], str]] = {
     "no mapping": (lambda case: list(GOOD), "run(case) must give back a mapping from names to arrays, got list"),
     "nothing": (lambda case: None, "run(case) must give back a mapping from names to arrays, got NoneType"),
     "a key less": (lambda case: {n: a for n, a in GOOD.items() if n != "dB"}, "dB is missing"),
-    "a wrong key": (lambda case: {**GOOD, "merge": GOOD["merged"]}, "'merge' was not asked for; the nearest are merged, "),
+    "a wrong key": (
+        lambda case: {**GOOD, "merge": GOOD["merged"]}, "'merge' was not asked for; the nearest are merged,"
+    ),
     "a wrong shape": (lambda case: {**GOOD, "y": GOOD["y"].T}, "y must have shape (3, 4), got (4, 3)"),
     "a narrower type": (
         lambda case: {**GOOD, "y": GOOD["y"].astype(np.float16)}, "y must come in float32 or wider, got float16"
@@ -289,6 +290,7 @@ ANSWERS: dict[str, tuple[Callable[[Case], Any], str]] = {
     "NaN": (lambda case: {**GOOD, "y": np.full((3, 4), np.nan)}, "y holds a number that is not finite"),
     "a gap": (lambda case: {**GOOD, "dx": GOOD["dx"] + 1e-3}, "dx is off by "),
     "an error": (lambda case: 1 / 0, "ZeroDivisionError: division by zero"),
+    "an exit": (lambda case: sys.exit(0), "it left the program in place of an answer"),
     "a long error": (lambda case: [][int("1" * 9)], "IndexError: list index out of range"),
 }  # fmt: skip
 
@@ -306,6 +308,16 @@ def test_a_good_answer_passes_and_says_how_much_of_the_tolerance_it_used() -> No
     result = verdict(PLAIN, "float32", GOOD)
     assert result.status == "passed"
     assert set(result.used) == set(PLAIN.wanted)
+
+
+def test_a_function_of_a_file_or_a_module_is_had_by_name(desk: Path) -> None:
+    for place in (
+        "adapter.py:other",
+        str(desk / "adapter.py"),
+        "lora_np.conformance.ours",
+        "lora_np.conformance.ours:run",
+    ):
+        assert judge(load_run(place), BY_NAME["linear/axes"], "float32").why in ("", "dA is missing")
 
 
 def test_nothing_that_is_done_to_a_case_reaches_the_next_one() -> None:
@@ -389,6 +401,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "a folder": (["."], "cannot be imported"),
     "a folder by a file's name": (["folder.py"], "folder.py"),
     "no module": (["no_such_module_anywhere"], "cannot be imported: ModuleNotFoundError"),
+    "a file without its ending": (["adapter"], "to run the file, name it: adapter.py"),
     "no function": (["adapter.py:runs"], "adapter.py must have a function runs(case); the nearest are run"),
     "no function, a number": (["adapter.py:number"], "must have a function number(case)"),
     "a syntax error": (["broken.py"], "broken.py cannot be imported: SyntaxError"),
@@ -427,12 +440,16 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(desk: Path, capsys: pytest.
 
 
 def test_mutants_are_shown_with_what_kills_them_and_one_that_lives_is_exit_code_1(
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for name in [name for name in MUTANTS if name not in ("alpha alone", "experts in reverse")]:
+        monkeypatch.delitem(MUTANTS, name)
     assert code_of(["conform", "--mutants"]) == 0
-    assert f"{len(MUTANTS)} mutants, {len(MUTANTS)} killed, 0 alive" in capsys.readouterr().out
+    assert "float64: 2 mutants, 2 killed, 0 alive" in capsys.readouterr().out
     assert code_of(["conform", "--mutants", "--only", "linear/plain", "--json"]) == 1
-    assert "experts in reverse" in json.loads(capsys.readouterr().out)["alive"]["float64"]
+    told = json.loads(capsys.readouterr().out)
+    assert told["alive"] == {"float64": ["experts in reverse"]}
+    assert told["killed"]["float64"]["alpha alone"]["linear/plain"].endswith("times its tolerance")
 
 
 # ------------------------------------------------------------------------------------------------------------ the files
@@ -488,7 +505,7 @@ def spoiled(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 SPOILS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a flipped bit": (
-        lambda f: (f / files.NUMBERS).write_bytes((f / files.NUMBERS).read_bytes()[:-1] + b"\x7f"), "its digest is another"
+        lambda f: (f / files.NUMBERS).write_bytes((f / files.NUMBERS).read_bytes()[:-1] + b"\x7f"), "digest is another"
     ),
     "half a file": (
         lambda f: (f / files.NUMBERS).write_bytes((f / files.NUMBERS).read_bytes()[:5000]), "its digest is another"
@@ -550,12 +567,13 @@ def test_the_page_in_docs_is_what_the_command_writes_but_for_what_other_librarie
 
 
 def test_the_section_about_other_libraries_shows_what_holds_and_why_the_rest_does_not() -> None:
-    run = {"lora_np": conform(ours.run, FROZEN.vectors)}
+    run = {"lora_np": conform(ours.run, FROZEN.vectors, ["float32", "float64"])}
     run |= {f"{title} 1": conform(book, FROZEN.vectors) for title in pages.LIBRARIES}
     shown = pages.section(FROZEN, run)
     assert "| `linear/plain` | ✓ | ✓ | ✓ | ✓ | ✓ |" in shown
     assert "| PEFT 1 | `refuse/no alpha` |" not in shown  # the book has no default
-    assert "| PEFT 1 | `refuse/not a number` | was not refused" in shown
+    assert "| PEFT 1 | `refuse/not a number` | float32 | was not refused" in shown
+    assert "not known before" in shown
 
 
 def test_a_page_is_replaced_only_where_the_command_wrote_it(tmp_path: Path) -> None:
@@ -596,13 +614,13 @@ def test_a_test_that_asks_for_the_case_runs_once_a_vector_and_others_are_left_al
     )
     (tmp_path / "test_b.py").write_text(
         "from lora_np.conformance.ours import run\n\ndef test_conforms(lora_case):\n"
-        '    assert lora_case.case.dtype == "float64"\n    if lora_case.case.kind == "dora":\n'
+        '    assert lora_case.case.dtype == "float64"\n    if lora_case.case.name.startswith("dora/"):\n'
         "        lora_case.check(lambda case: {})\n    lora_case.check(run)\n"
     )
     line = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "lora_np_pytest"]
     environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-    of_dora = sum(v.kind == "dora" and "float64" in v.dtypes for v in FROZEN.vectors)
+    of_dora = sum(v.name.startswith("dora/") for v in FROZEN.vectors)
     asked = sum("float64" in v.dtypes for v in FROZEN.vectors)
     assert f"{asked - of_dora + 1} passed, {of_dora} xfailed" in done.stdout, done.stdout
 

@@ -107,7 +107,10 @@ def schema() -> dict[str, Any]:
             "inputs": texts, "outputs": {"type": "object", "additionalProperties": output}, "catches": texts,
             "wanted": texts, "refused": text, "source": text,
         },
-        "oneOf": [{"required": ["outputs", "catches"]}, {"required": ["wanted", "refused", "source"]}],
+        "oneOf": [
+            {"required": ["outputs", "catches"], "not": {"required": ["refused"]}},
+            {"required": ["wanted", "refused", "source"], "not": {"required": ["outputs"]}},
+        ],
     }  # fmt: skip
     bug = {"type": "object", "required": ["words", "reports"], "properties": {"words": text, "reports": texts}}
     properties = {

@@ -6,7 +6,8 @@ r"""Vectors put to an implementation: `run(case) -> arrays`, each array judged e
         return {"y": y, "dA": dA}      case.dtype      "float64", "float32", "float16" or "bfloat16"
 
 Numbers come as arrays of that type; those of bfloat16, which NumPy does not know, come as float32, in which they are
-exact. What comes back may be wider. `NotImplementedError` says that there is no such thing yet, any other error of a
+exact. Kind "cast", the merge of a float32 adapter into a base of `settings["stored"]`, comes as float32 whole. What
+comes back may be wider. `NotImplementedError` says that there is no such thing yet, any other error of a
 case that must be refused is the refusal.
 """
 
@@ -103,15 +104,17 @@ def load_run(place: str) -> Run:
 
     The file is run: it is the code of whoever names it. Raises ValueError of one line for what cannot be had.
     """
-    module, _, name = place.partition(":")
-    name = name or "run"
+    head, _, tail = place.rpartition(":")
+    module, name = (head, tail) if head and tail.isidentifier() else (place, "run")
     try:
         with contextlib.redirect_stdout(sys.stderr):
             code = _of_file(Path(module)) if module.endswith(".py") else importlib.import_module(module)
     except OSError:
         raise
     except (Exception, SystemExit) as error:
-        raise ValueError(f"{module} cannot be imported: {_said(error)}") from None
+        file = Path(f"{module}.py")
+        hint = f"; to run the file, name it: {file}" if not module.endswith(".py") and file.exists() else ""
+        raise ValueError(f"{module} cannot be imported: {_said(error)}{hint}") from None
     found = getattr(code, name, None)
     if not callable(found):
         there = [key for key, value in vars(code).items() if callable(value) and not key.startswith("_")]
@@ -178,6 +181,8 @@ def judge(run: Run, vector: Vector, dtype: str) -> Result:
             found = run(case_of(vector, dtype))
     except NotImplementedError as error:
         return Result(vector.name, dtype, "failed", f"not implemented{': ' * bool(str(error))}{error}")
+    except SystemExit:
+        return Result(vector.name, dtype, "failed", "it left the program in place of an answer")
     except Exception as error:
         if vector.refused:
             return Result(vector.name, dtype, "passed", f"refused, {_said(error)}")
@@ -221,7 +226,7 @@ def _unfit(name: str, got: Array, want: Array, dtype: str) -> str:
     if got.dtype.name != "bfloat16" or dtype != "bfloat16":
         if not np.issubdtype(got.dtype, np.floating):
             return f"{name} must hold floating numbers, got {got.dtype}"
-        if got.dtype.itemsize < np.dtype(needed).itemsize and not (dtype == "bfloat16" and got.dtype.itemsize == 4):
+        if got.dtype.itemsize < np.dtype(needed).itemsize:
             return f"{name} must come in {dtype} or wider, got {got.dtype}"
     if got.shape != want.shape:
         return f"{name} must have shape {want.shape}, got {got.shape}"
