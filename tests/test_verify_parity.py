@@ -199,3 +199,44 @@ def test_a_merge_that_peft_was_made_to_spoil_is_called_by_its_name_in_bfloat16(t
     layer = next(layers(model))
     change = layer.get_delta_weight("default").detach().float().numpy()
     assert 0.5 * size < np.linalg.norm(change) / np.linalg.norm(base) < 2.0 * size
+
+
+def logits(folder: Path, adapter: Path | None = None) -> tuple[np.ndarray, str]:
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    kind = str(model.dtype)
+    if adapter is not None:
+        model = peft.PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    with torch.no_grad():
+        return model.float()(torch.tensor([[1, 5, 7, 2, 11]])).logits.numpy(), kind
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("llama", "float32"), ("llama", "float16"), ("dora", "bfloat16"), ("gpt2", "bfloat16"),
+                        ("mixtral", "bfloat16"), ("mixtral", "float32")],
+)  # fmt: skip
+def test_what_merge_writes_in_shards_loads_in_transformers_with_equal_logits(
+    tmp_path: Path, name: str, dtype: str
+) -> None:
+    """By PEFT's own recipe the numbers are PEFT's but for last bits of products; both are run in float32."""
+    build, settings = MODELS[name]
+    adapted(tmp_path, build().to(DTYPES[dtype]), **settings)
+    right, _ = logits(tmp_path / "base", tmp_path / "adapter")
+    plain, _ = logits(tmp_path / "base")
+    places = tmp_path / "adapter", "--base", tmp_path / "base", "--out", tmp_path / "merged"
+    assert said_by("merge", *places, "--recipe", "peft", "--shard", "0.000005")[0] == 0
+    assert len(list((tmp_path / "merged").glob("*.safetensors"))) > 1
+    found, kind = logits(tmp_path / "merged")
+    assert kind == f"torch.{dtype}"
+    eps = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}[dtype]
+    assert abs(right - plain).max() > 0.1 * abs(right).max()  # contrast: the adapter does something
+    assert abs(found - right).max() <= (4.0 * eps + 2.0**-17) * abs(right).max()
+
+
+def test_a_merge_of_float32_written_in_bfloat16_loads_as_that(tmp_path: Path) -> None:
+    adapted(tmp_path, llama(), target_modules=ALL)
+    places = tmp_path / "adapter", "--base", tmp_path / "base", "--out", tmp_path / "merged"
+    assert said_by("merge", *places, "--dtype", "bfloat16")[0] == 0
+    found, kind = logits(tmp_path / "merged")
+    right, _ = logits(tmp_path / "base", tmp_path / "adapter")
+    assert kind == "torch.bfloat16"
+    assert 0.0 < abs(found - right).max() < 0.1 * abs(right).max()

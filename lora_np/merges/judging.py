@@ -210,7 +210,8 @@ def adapted(adapter: Adapter, update: Update, base: Tensor | None, found: Tensor
     verdict = verdict_of(ready, W, found, stages)
     if base is not None and base.dtype != found.dtype:
         words = f"it is stored as {found.dtype.name}, the base as {base.dtype.name}"
-        return Judged(*about, verdict, "recast" if verdict.holds else "wrong", words)
+        holds = verdict.holds or verdict_of(ready, W, found, stages, precision=base.dtype).holds  # widened afterwards
+        return Judged(*about, verdict, "recast" if holds else "wrong", words)
     if verdict.holds:
         return Judged(*about, verdict)
     if not math.isfinite(verdict.gap):
