@@ -108,20 +108,54 @@ def test_numbers_on_a_coarser_grid_are_named(tmp_path: Path, size: float) -> Non
         assert faults_of(w, {**w.base, NAME: coarse(w.plain()[NAME])}) == {NAME: "requantised"}
 
 
-def test_a_pattern_that_was_ignored_is_named(tmp_path: Path) -> None:
-    w = world(tmp_path, alpha_pattern={"q_proj": 5})
+BOTH = pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+
+
+@BOTH
+@pytest.mark.parametrize("size", SIZES)
+def test_a_pattern_that_was_ignored_is_named(tmp_path: Path, size: float, dtype: str) -> None:
+    if dtype == "bfloat16":
+        pytest.importorskip("ml_dtypes")
+    w = world(tmp_path, size, dtype, alpha_pattern={"q_proj": 5})
     assert faults_of(w, dataclasses.replace(w, scale=5 / RANK).plain()) == {}
     assert faults_of(w, w.plain()) == {NAME: "scale_general"}
 
 
-def test_a_magnitude_that_was_left_out_is_named(tmp_path: Path) -> None:
-    w = world(tmp_path / "a", 0.1)
+@BOTH
+@pytest.mark.parametrize("size", SIZES)
+def test_a_magnitude_that_was_left_out_is_named(tmp_path: Path, size: float, dtype: str) -> None:
+    if dtype == "bfloat16":
+        pytest.importorskip("ml_dtypes")
+    w = world(tmp_path / "a", size, dtype)
     m, (A, B) = np.linspace(5, 9, D).astype(np.float32), w.factors[Q]
     (tmp_path / "b").mkdir()
     leaves = {f"{Q}.lora_A.weight": A, f"{Q}.lora_B.weight": B, f"{Q}.lora_magnitude_vector": m}
     write_adapter(tmp_path / "b", leaves, use_dora=True)
     write_file(tmp_path / "b" / "base" / "model.safetensors", w.base)
     assert faults_of(dataclasses.replace(w, root=tmp_path / "b"), w.plain()) == {NAME: "no_magnitude"}
+
+
+@BOTH
+@pytest.mark.parametrize("size", SIZES)
+def test_faults_of_files_and_of_what_no_adapter_touches_are_named(tmp_path: Path, size: float, dtype: str) -> None:
+    if dtype == "bfloat16":
+        pytest.importorskip("ml_dtypes")
+    w, norm = world(tmp_path, size, dtype), "model.norm.weight"
+    right, other = w.plain(), np.dtype(np.float64)
+    half = right[NAME].copy()
+    half[0, 0] = np.nan
+    changed = np.where(np.arange(D) == 3, 1.5, w.base[norm].astype(float)).astype(w.base[norm].dtype)
+    for merged, fault in [
+        ({**right, norm: changed}, (norm, "untouched_changed")),
+        ({**right, norm: right[norm].astype(other)}, (norm, "recast")),
+        ({**right, norm: right[norm][:-1]}, (norm, "shape")),
+        ({name: array for name, array in right.items() if name != norm}, (norm, "missing")),
+        ({**right, "more": np.ones(2, np.float32)}, ("more", "extra")),
+        ({**right, NAME: half}, (NAME, "not_finite")),
+        ({**right, NAME: right[NAME].astype(other)}, (NAME, "recast")),
+        ({**right, NAME: right[NAME][:-1]}, (NAME, "shape")),
+    ]:
+        assert faults_of(w, merged) == dict([fault])
 
 
 EXPERTS, IN, OUT, R = 3, 24, 40, 2
@@ -163,5 +197,9 @@ def test_faults_of_experts_are_named(tmp_path: Path, dtype: str, size: float) ->
 
 
 def test_every_name_of_the_table_is_planted() -> None:
+    files = {"untouched_changed", "recast", "shape", "missing", "extra", "not_finite", "requantised"}
     elsewhere = {"no_magnitude", "scale_general", "expert_order", "gate_up", "lost_parts"}
     assert set(FAULTS) <= {name for name, _ in PLANTED.values()} | elsewhere
+    # at every size of the update: those of the table, of gate and up, of three grids, of experts (4), of files (8), ...
+    assert len(PLANTED) + 1 + 3 + 4 + 8 + len({"scale_general", "no_magnitude"}) >= 25
+    assert len({name for name, _ in PLANTED.values()} | elsewhere | files) >= 25

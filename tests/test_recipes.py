@@ -101,3 +101,55 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("os.fsync", full)
     assert merged(w, "peft")[0] == 2
     assert {path.name for path in tmp_path.iterdir()} == {"base", "adapter"}
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_a_merge_may_be_written_in_another_type_and_in_shards(tmp_path: Path, dtype: str) -> None:
+    if dtype == "bfloat16":
+        pytest.importorskip("ml_dtypes")
+    w = world(tmp_path)
+    ids = np.arange(5)
+    (tmp_path / "base" / "model.safetensors").unlink()
+    write_file(tmp_path / "base" / "model.safetensors", {**w.base, "ids": ids})
+    about = {"model_type": "llama", "torch_dtype": "float32"}
+    (tmp_path / "base" / "config.json").write_text(json.dumps(about))
+    code, found = merged(w, "float64", "out", "--dtype", dtype, "--shard", "0.00002")
+    assert code == 0
+    assert {t["fault"] for t in found["tensors"] if t["name"] != "ids"} == {"recast"}
+    written = open_weights(tmp_path / "out")
+    assert len(list((tmp_path / "out").glob("model-0000*.safetensors"))) > 1
+    assert {written[name].dtype.name for name in w.base} == {dtype}
+    assert (written["ids"].dtype, np.asarray(written["ids"]).tolist()) == (ids.dtype, ids.tolist())
+    assert json.loads((tmp_path / "out" / "config.json").read_text()) == {**about, "torch_dtype": dtype}
+    expected = w.base[NAME].astype(np.float64) + w.change()
+    gap = abs(np.asarray(written[NAME]).astype(np.float64) - expected)
+    assert gap.max() <= {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float64": 2.0**-20}[dtype] * abs(expected).max()
+
+
+def test_bad_types_and_shards_are_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    w = world(tmp_path)
+    for more, word in (
+        (("--dtype", "bf16"), "bfloat16"),
+        (("--shard", "0"), "--shard"),
+        (("--shard", "nan"), "--shard"),
+    ):
+        assert merged(w, "peft", "out", *more)[0] == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1
+        assert word in said
+
+
+def test_what_comes_to_stand_there_meanwhile_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last rename replaces nothing, not even an empty folder."""
+    from lora_np.merges import recipes
+
+    w, write = world(tmp_path), recipes.write_tensors
+
+    def slow(*arguments: object, **settings: object) -> object:
+        (tmp_path / "out").mkdir()
+        return write(*arguments, **settings)
+
+    monkeypatch.setattr(recipes, "write_tensors", slow)
+    assert merged(w, "peft")[0] == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"base", "adapter", "out"}
+    assert list((tmp_path / "out").iterdir()) == []

@@ -105,6 +105,8 @@ def merge(
         str | None, typer.Option(help="Of another program's: peft, peft_safe, float32, float64, mlx or llama_cpp.")
     ] = None,
     alpha: Alpha = None,
+    dtype: Annotated[str | None, typer.Option(help="Of what is written, of another program's; the base's.")] = None,
+    shard: Annotated[float | None, typer.Option(help="Gigabytes of one file at most, of another program's.")] = None,
 ) -> int:
     """Add an adapter into its base: W0 + s·BA, written as a model folder.
 
@@ -121,9 +123,9 @@ def merge(
     if is_foreign(adapter):
         if overwrite:
             raise ValueError(f"--overwrite replaces only what lora_np wrote: remove {out}, or choose another --out")
-        return merge_foreign(adapter, out, base, alpha, recipe)
-    if recipe is not None or alpha is not None:
-        raise ValueError("--recipe and --alpha belong to adapters of other programs: leave them out")
+        return merge_foreign(adapter, out, base, alpha, recipe, dtype, shard)
+    if any(option is not None for option in (recipe, alpha, dtype, shard)):
+        raise ValueError("--recipe, --alpha, --dtype and --shard belong to adapters of other programs: leave them out")
     model, _ = load_adapter(adapter, held_base(base, base_dtype))
     found = wrappers(model)
     save_model(out, merge_whole(model) if found else model, overwrite=overwrite)

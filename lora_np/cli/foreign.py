@@ -16,6 +16,7 @@ from .pages import foreign_page
 
 Alpha = Annotated[float | None, typer.Option(help="Of an adapter of loralib, whose file does not hold it.")]
 MOST = 4  # threads of a verification: each holds some 40 MB of blocks
+MERGED = ("float32", "float16", "bfloat16", "float64")  # types in which a merge may be written
 WORST, ROWS = 12, 40  # rows that a table shows, and a page; the others are counted
 
 
@@ -123,18 +124,27 @@ def in_words(found: Sequence[Any]) -> str:
     return f"{len(wrong)} of {counted(len(found), 'tensor')} {verb} not hold ({counts}); {worst.name}: {worst.words}"
 
 
-def merge_foreign(adapter: Path, out: Path, base: Path | None, alpha: float | None, recipe: str | None) -> int:
-    """Merge into a new folder that transformers loads."""
+def merge_foreign(
+    adapter: Path, out: Path, base: Path | None, alpha: float | None, recipe: str | None,
+    dtype: str | None = None, shard: float | None = None,
+) -> int:  # fmt: skip
+    """Merge into a new folder that transformers loads; `shard` in gigabytes."""
     from ..formats.adapters import read_adapter
+    from ..formats.writing import SHARD
     from ..merges.recipes import RECIPES, merge_files
     from ..names import nearest_first
 
     recipe = recipe or "float64"
+    if dtype not in (None, *MERGED):
+        raise ValueError(f"--dtype must be one of {nearest_first(dtype, MERGED)}; got {dtype!r}")
+    if shard is not None and not 0.0 < shard < 1e6:
+        raise ValueError(f"--shard must be a positive number of gigabytes, got {shard}")
     if recipe not in RECIPES:
         raise ValueError(f"--recipe must be one of {nearest_first(recipe, RECIPES)}; got {recipe!r}")
     tensors, about = read_base(adapter, base)
     update = read_adapter(adapter, tensors, about, alpha=alpha).checked()
-    count = merge_files(update, tensors, base or Path(), RECIPES[recipe], out)
+    size = SHARD if shard is None else max(1, int(shard * 1e9))
+    count = merge_files(update, tensors, base or Path(), RECIPES[recipe], out, shard=size, dtype=dtype)
     say(f"merged {counted(count, 'tensor')} into {out}; lora-np verify {adapter} {out} --base {base} checks them")
     return 0
 

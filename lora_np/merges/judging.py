@@ -231,7 +231,8 @@ def adapted(
     verdict, equal = screened(ready, W, found, stages, run) or (verdict_of(ready, W, found, stages, run=run), None)
     if base is not None and base.dtype != found.dtype:
         words = f"it is stored as {found.dtype.name}, the base as {base.dtype.name}"
-        return Judged(*about, verdict, "recast" if verdict.holds else "wrong", words)
+        holds = verdict.holds or verdict_of(ready, W, found, stages, precision=base.dtype).holds  # widened afterwards
+        return Judged(*about, verdict, "recast" if holds else "wrong", words)
     if verdict.holds:
         return Judged(*about, verdict, equal=equal)
     if not math.isfinite(verdict.gap):

@@ -14,15 +14,18 @@ library of linear algebra to another: a float32 file may be equal but for some l
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from ..disk.unmarked import unmarked_folder
 from ..engine.arrays import Array, row_blocks
+from ..formats.disk import read_json
 from ..formats.tensors import Tensor, flat
 from ..formats.updates import Adapter, Numbers, Order, Update, in_type, peft_order
 from ..formats.writing import CODES, SHARD, write_tensors
@@ -137,34 +140,40 @@ def who_wrote(shares: Mapping[str, float]) -> str:
 
 
 def merge_files(
-    adapter: Adapter, base: Mapping[str, Tensor], folder: Path, recipe: Recipe, out: Path, *, shard: int = SHARD
-) -> int:
+    adapter: Adapter, base: Mapping[str, Tensor], folder: Path, recipe: Recipe, out: Path, *,
+    shard: int = SHARD, dtype: str | None = None,
+) -> int:  # fmt: skip
     """Write the merged model of a folder into the new folder `out`, streamed; give back how many tensors changed.
+
+    dtype   of all numbers but whole ones, and of what config.json says of them; that of the base when None
 
     Raises FileExistsError where something stands at `out` or its partial folder; after an error nothing is left.
     """
-    partial = out.with_name(out.name + ".partial")
-    for path in (out, partial):
-        if path.exists():
-            raise FileExistsError(f"{path} exists: choose another --out, or remove it")
+    if dtype is not None:
+        recipe = replace(recipe, file=dtype)
     names = [*base, *(name for name in adapter.updates if name not in base)]
     shapes = {name: adapter.updates[name].shape if name in adapter.updates else base[name].shape for name in names}
     layout = {name: (CODES[_type(name, adapter, base, recipe)], shape) for name, shape in shapes.items()}
-    partial.mkdir(parents=True)
-    try:
+    with unmarked_folder(out) as partial:
         write_tensors(partial, layout, lambda name: _blocks(name, adapter, base, recipe), shard=shard)
         for file in {file for pattern in BESIDE for file in folder.glob(pattern) if file.is_file()}:
             shutil.copyfile(file, partial / file.name)
-        partial.rename(out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+        if recipe.file is not None and (partial / "config.json").exists():
+            _say_type(partial / "config.json", recipe.file)
     return len(adapter.updates)
+
+
+def _say_type(path: Path, dtype: str) -> None:
+    """Put the type into a config.json, under the names that transformers has for it."""
+    about = read_json(path)
+    names = [name for name in ("dtype", "torch_dtype") if name in about] or ["torch_dtype"]
+    path.write_text(json.dumps({**about, **dict.fromkeys(names, dtype)}, indent=2) + "\n", encoding="utf-8")
 
 
 def _type(name: str, adapter: Adapter, base: Mapping[str, Tensor], recipe: Recipe) -> str:
     if name in base:
-        return recipe.file or base[name].dtype.name
+        own = base[name].dtype
+        return own.name if own.kind in "biu" else recipe.file or own.name
     replacement = adapter.updates[name].replacement
     return recipe.file or ("float32" if replacement is None else replacement.dtype.name)
 
