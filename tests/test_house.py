@@ -19,7 +19,7 @@ FLOORS = (
     {"method", "modules", "optimization", "tasks", "tutorials", "wrappers"},
     {"model"},
     {"generation", "loading", "lora", "training"},
-    {"methods", "proofs"},
+    {"methods", "precision", "proofs"},
     {"cases", "costs", "files"},
     {"adaptation", "bench", "gradients"},
     {"certificate", "figures", "pretrained", "vocabularies"},
