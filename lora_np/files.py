@@ -36,7 +36,7 @@ from .methods import described, method_from
 from .model import Transformer, place_of, skeleton
 from .optimization import TrainingState
 from .parameters import Arrays, parameters, walk, with_parameters
-from .precision import check_kind, in_16_bits
+from .halving import check_kind, in_16_bits
 from .wrappers import wrappers
 
 BASE = Path(__file__).parent / "pretrained"  # the base that ships
@@ -100,7 +100,7 @@ def load_model(
     """Read a model folder, by default the base that ships, and compute in `dtype` whatever it is stored in.
 
     One of other software is read as `lora_np.loading` says; one that an installed package brings, by its name there.
-    held  "float16" or "bfloat16": its matrices stay frozen, and are held in that: see `lora_np.precision`.
+    held  "float16" or "bfloat16": its matrices stay frozen, and are held in that: see `lora_np.halving`.
     """
     check_kind(held)
     folder = BASE if folder is None else base_path(folder)

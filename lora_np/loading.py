@@ -30,7 +30,7 @@ from .formats.npz import open_npz
 from .formats.tensors import Tensor
 from .model import Transformer, skeleton, with_head
 from .parameters import Arrays, parameters, with_parameters
-from .precision import check_kind, held_as, is_held
+from .halving import check_kind, held_as, is_held
 
 # Their family → our architecture, and how its MLP must be described for that to be true.
 FAMILIES = {

@@ -10,7 +10,7 @@ The mark that ends a text, starts a sequence and pads a batch is the vocabulary'
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,15 +125,21 @@ def _of_folder(folder: Path) -> FileTokenizer:
     path = folder / "tokenizer.json"
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing: a model of other software needs its tokenizer beside it")
-    try:
-        library = _library().Tokenizer.from_str(read_regular(path).data.decode("utf-8"))
-    except ImportError:
-        raise
-    except Exception as error:  # the library raises nothing more exact
-        raise ValueError(f"{path} holds no tokenizer that can be read: {shown(str(error), quoted=False)}") from None
+    package, data = _library(), read_regular(path).data
+    library = _made(path, lambda: package.Tokenizer.from_str(data.decode("utf-8")))
     library.no_padding()
     library.no_truncation()
     return FileTokenizer(library, _end(folder, library), library.get_vocab_size(with_added_tokens=True))
+
+
+def _made(path: Path, make: Callable[[], Any]) -> Any:
+    """What the library makes of the contents of this file; whatever it makes of bad ones becomes a ValueError."""
+    try:
+        return make()
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:  # it raises nothing more exact, and a panic in Rust is no Exception
+        raise ValueError(f"{path} holds no tokenizer that can be read: {shown(str(error), quoted=False)}") from None
 
 
 def _end(folder: Path, library: Any) -> int:
@@ -168,13 +174,18 @@ def _of_gguf(path: Path) -> FileTokenizer:
         raise ValueError(
             f"{path}: tokenizer.ggml.eos_token_id must be one of its {len(words)} tokens, got {shown(end)}"
         )
+    if not all(isinstance(word, str) for word in (*words, *pairs)):
+        raise ValueError(f"{path}: the tokens and the merges of a vocabulary must be texts")
     merges = [tuple(pair.split(" ", 1)) for pair in pairs]
-    library = package.Tokenizer(package.models.BPE({word: i for i, word in enumerate(words)}, merges))
+    vocabulary = {word: i for i, word in enumerate(words)}
+    library = _made(path, lambda: package.Tokenizer(package.models.BPE(vocabulary, merges)))
     bytes_ = package.pre_tokenizers.ByteLevel(add_prefix_space=False)
     digits = [package.pre_tokenizers.Digits(individual_digits=True)] if about.get("pre") == "smollm" else []
     library.pre_tokenizer = package.pre_tokenizers.Sequence([*digits, bytes_])
     library.decoder = package.decoders.ByteLevel()
-    control = [word for word, kind in zip(words, about.get("token_type") or [], strict=False) if kind == CONTROL]
+    kinds = about.get("token_type")
+    kinds = kinds if isinstance(kinds, list) else []
+    control = [word for word, kind in zip(words, kinds, strict=False) if kind == CONTROL]
     library.add_special_tokens(control)
     return FileTokenizer(library, end, len(words))
 

@@ -23,7 +23,7 @@ from lora_np.methods.tuning import BitFit, Full
 from lora_np.model import language_model_loss
 from lora_np.operations import linear
 from lora_np.parameters import parameters, with_parameters
-from lora_np.precision import in_16_bits, rounded
+from lora_np.halving import in_16_bits, rounded
 from lora_np.rounding import gamma, unit_roundoff
 
 EVERY = np.arange(1 << 16, dtype=np.uint16)

@@ -16,10 +16,10 @@ PACKAGE = Path(lora_np.__file__).parent
 FLOORS = (
     {"engine", "handouts", "names", "stopping", "textbook", "tokenizers", "version"},
     {"config", "disk", "formats", "installed", "operations", "parameters", "progress", "rounding"},
-    {"method", "modules", "optimization", "precision", "tasks", "tutorials", "wrappers"},
+    {"halving", "method", "modules", "optimization", "tasks", "tutorials", "wrappers"},
     {"model"},
     {"generation", "loading", "lora", "training"},
-    {"evaluation", "methods", "proofs"},
+    {"evaluation", "methods", "precision", "proofs"},
     {"cases", "costs", "data", "exporting", "files"},
     {"serving"},
     {"adaptation", "bench", "conformance", "gradients"},
