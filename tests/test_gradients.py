@@ -165,7 +165,8 @@ def test_every_method_has_a_case_and_one_without_or_with_anothers_would_be_found
 def test_every_argument_that_can_be_differentiated_is_checked() -> None:
     for case in operation_cases(0):
         forward = getattr(operations, case.name.split(",")[0]).forward
-        assert set(case.point) == set(inspect.signature(forward).parameters) - SETTINGS, case.name
+        frozen = {"W"} if case.name.endswith("16 bits") else set()  # which only reads as an array
+        assert set(case.point) == set(inspect.signature(forward).parameters) - SETTINGS - frozen, case.name
 
 
 def test_every_trained_array_of_the_adapted_model_is_checked(whole: Report) -> None:

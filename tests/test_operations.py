@@ -26,6 +26,7 @@ from lora_np.cases import CASES as TABLE
 from lora_np.cases import Draw
 from lora_np.engine.arrays import row_blocks
 from lora_np.engine.differentiation import operation, value_and_grad
+from lora_np.engine.halves import HalfArray
 from lora_np.engine.threads import thread_map
 from lora_np.operations.rotary import rotary_tables
 
@@ -56,6 +57,8 @@ class Case:
 
 def as_float32(case: Case) -> Case:
     def cast(value: Any) -> Any:
+        if isinstance(value, HalfArray):
+            return HalfArray(value.bits, value.kind)
         return value.astype(np.float32) if getattr(value, "dtype", None) == np.float64 else value
 
     return replace(case, arguments={n: cast(v) for n, v in case.arguments.items()}, dy=cast(case.dy))

@@ -34,8 +34,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from ..engine.arrays import Array, array_module, row_blocks, rows
 from ..engine.differentiation import operation
 from ..engine.halves import HalfArray, is_half, whole
@@ -71,7 +69,7 @@ def _from_blocks(X: Array, W: HalfArray, b: Array | None) -> Array:
     blocks = W.blocks()
     if len(blocks) == 1:
         return product(X, W.T, b)
-    y = np.empty((len(X), len(W)), np.result_type(X.dtype, W.dtype))
+    y = array_module(X).empty((len(X), len(W)), dtype=X.dtype)
     for k in blocks:
         y[:, k] = product(X, W[k].T, None if b is None else b[k])
     return y
