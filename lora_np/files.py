@@ -29,6 +29,7 @@ from .disk.writing import write_atomically, write_json
 from .engine.arrays import Array
 from .engine.devices import to_host
 from .formats.folders import is_foreign
+from .halving import check_kind, in_16_bits
 from .installed import base_path
 from .lora import adapters
 from .method import Method
@@ -36,7 +37,6 @@ from .methods import described, method_from
 from .model import Transformer, place_of, skeleton
 from .optimization import TrainingState
 from .parameters import Arrays, parameters, walk, with_parameters
-from .halving import check_kind, in_16_bits
 from .wrappers import wrappers
 
 BASE = Path(__file__).parent / "pretrained"  # the base that ships

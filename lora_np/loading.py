@@ -28,9 +28,9 @@ from .formats.gguf import open_gguf
 from .formats.huggingface import open_model
 from .formats.npz import open_npz
 from .formats.tensors import Tensor
+from .halving import check_kind, held_as, is_held
 from .model import Transformer, skeleton, with_head
 from .parameters import Arrays, parameters, with_parameters
-from .halving import check_kind, held_as, is_held
 
 # Their family → our architecture, and how its MLP must be described for that to be true.
 FAMILIES = {
