@@ -407,7 +407,7 @@ OTHER_COMMANDS: dict[str, list[str]] = {
     "generate --prompt q --base m --temperature 1 --seed -1": ["seed", "at least 0", "-1"],
     f"generate --base m --prompt {'x' * 200}": ["context", "96", "202"],
     "generate --base m": ["--prompt"],
-    "generate --prompt q --base nowhere": ["nowhere/config.json", "missing"],
+    "generate --prompt q --base nowhere": ["no folder or file", "nowhere", "smollm2"],
     "generate --prompt q --base pairs.tsv": ["pairs.tsv"],
     "generate --prompt q --base base --adapter nowhere": ["nowhere/adapter.json", "missing"],
     "generate --prompt q --base base --adapter m": ["m/adapter.json", "missing"],

@@ -24,7 +24,7 @@ def packages(monkeypatch: pytest.MonkeyPatch, root: Path, *there: str) -> None:
             raise metadata.PackageNotFoundError(name)
         return SimpleNamespace(locate_file=lambda path: root / path)
 
-    monkeypatch.setattr(installed.metadata, "distribution", distribution)
+    monkeypatch.setattr(metadata, "distribution", distribution)
 
 
 def test_a_name_is_the_file_of_its_package_and_nothing_of_it_is_run(

@@ -284,7 +284,7 @@ def test_a_window_is_decided_by_its_step_and_predicts_its_next_bytes(stage: tupl
     windows, again = (Windows(text, make.RECIPE, context, seed=3) for text in (content, content.copy()))
     for step in (first, first + 1, last):
         one = windows[step]
-        assert hashes(vars(one)) == hashes(vars(again[step]))
+        assert hashes(arrays_of(one)) == hashes(arrays_of(again[step]))
         assert one.tokens.shape == one.targets.shape == one.weights.shape == (batch, size)
         assert (one.targets == (one.tokens + 1) % 256).all()
         assert one.weights.sum() == pytest.approx(1.0, rel=1e-5)
@@ -292,6 +292,10 @@ def test_a_window_is_decided_by_its_step_and_predicts_its_next_bytes(stage: tupl
         assert one.begin.min() >= 0
         assert one.begin.max() + size <= context
     assert (windows[first].tokens != windows[first + 1].tokens).any()
+
+
+def arrays_of(batch: Batch) -> dict[str, np.ndarray]:
+    return {name: array for name, array in vars(batch).items() if array is not None}
 
 
 def test_short_windows_stand_everywhere_in_the_position_table() -> None:

@@ -41,7 +41,7 @@ def test_a_hidden_import_of_ours_would_be_found() -> None:
 def test_the_textbook_stays_short_enough_to_be_read_at_one_sitting() -> None:
     """As one dict says every architecture and every method by what it holds, one file holds them all: a page for each
     (a transformer, its relatives, the methods), and the list of the keys."""
-    assert len(PAGE.splitlines()) <= 260
+    assert len(PAGE.splitlines()) <= 275
 
 
 def keys_in(source: str) -> set[str]:

@@ -125,5 +125,5 @@ def adapted_model(task: Task) -> Transformer:
 def with_adapter(base: Transformer, rank: int, rng: np.random.Generator) -> Transformer:
     """With B moved off zero, so that no product is with zeros."""
     model = adapt(base, replace(LORA, rank=rank), rng)
-    moved = {n: 0.02 * rng.standard_normal(B.shape).astype(B.dtype) for n, B in parameters(model, "*.B").items()}
+    moved = {n: 0.2 * rng.standard_normal(B.shape).astype(B.dtype) for n, B in parameters(model, "*.B").items()}
     return with_parameters(model, moved)
