@@ -50,7 +50,10 @@ def public_names() -> set[str]:
     for module in pkgutil.walk_packages(lora_np.__path__, "lora_np."):
         if module.name.startswith(("lora_np.pretrained", "lora_np.bench.peers")):
             continue
-        loaded = importlib.import_module(module.name)
+        try:
+            loaded = importlib.import_module(module.name)
+        except ModuleNotFoundError:  # what is written for PyTorch or JAX, where they are not
+            continue
         names |= {n for n, value in vars(loaded).items() if getattr(value, "__module__", None) == module.name}
     return {name for name in names if not name.startswith("_")}
 
