@@ -153,5 +153,7 @@ def test_another_version_anywhere_on_the_cluster_is_named() -> None:
             found: Any = json.loads(json.dumps(good))
             about = found[place[0]] if len(place) == 1 else found[place[0]][place[1]]
             about["packages"][name] = version
-            with pytest.raises(ClusterError, match=f"{where} of dask://s:1 has {has}, and here it is .*: they must be the"):
+            with pytest.raises(
+                ClusterError, match=f"{where} of dask://s:1 has {has}, and here it is .*: they must be the"
+            ):
                 check_versions("dask://s:1", found)
