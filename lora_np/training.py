@@ -27,7 +27,8 @@ from .config import TransformerConfig, matrix_multiply_adds
 from .engine.arrays import array_module, on_device
 from .engine.devices import explained_memory
 from .engine.differentiation import value_and_grad
-from .engine.mapping import Map, engine_map
+from .engine.mapping import Map, engine_map, processes_start
+from .engine.parcels import can_be_sent
 from .engine.threads import thread_map, worker_count
 from .model import Transformer, beside, language_model_loss, place_of, with_dropout
 from .optimization import TrainingConfig, TrainingState, clipped, global_norm, learning_rate, update
@@ -35,7 +36,12 @@ from .parameters import Arrays, walk, with_parameters
 
 Loss = Callable[[Arrays, Any, np.random.Generator], Any]
 
-WORTH_A_THREAD = 1 << 28  # multiply-adds of a forward pass: with fewer, its array operations are too short to share
+# Multiply-adds of a forward pass of a batch. Measured at the sizes of `lora_np.bench`, 2 cores: two processes take 0.77
+# of the time of one thread at tiny and 0.7 of that of two threads at small, which wait for each other there at every
+# array operation; from mid on they do not, and need no second process.
+WORTH_A_SHARD = 1 << 25
+WORTH_A_THREAD = 1 << 32
+WORTH_A_START = 1 << 36  # of a whole run: half a second until a worker is ready, where one core does 5·10⁹ a second
 
 
 class Batches(Protocol):
@@ -126,13 +132,24 @@ class ModelLoss:
         return any(getattr(node, "dropout", 0.0) for _, node in walk(self.model))
 
     def pieces(self, batch: Any) -> int:
-        """How many shards of a batch make a step fastest: one where threads would mostly wait for each other."""
+        """How many shards of a batch make a step fastest: one where there is too little to share."""
         return pieces_of(self.model.config, batch.tokens.size)
+
+    def engine(self, batch: Any, steps: int) -> str:
+        """Who makes the shards fastest in a run of so many steps."""
+        return engine_of(self.model.config, batch.tokens.size, steps)
 
 
 def pieces_of(config: TransformerConfig, tokens: int) -> int:
     """How many shards of so many tokens make a step of such a model fastest."""
-    return 2 if matrix_multiply_adds(config) * tokens >= WORTH_A_THREAD else 1
+    return 2 if matrix_multiply_adds(config) * tokens >= WORTH_A_SHARD else 1
+
+
+def engine_of(config: TransformerConfig, tokens: int, steps: int) -> str:
+    """The engine of so many steps on so many tokens: processes where threads would mostly wait for each other."""
+    work = matrix_multiply_adds(config) * tokens
+    small = WORTH_A_SHARD <= work < WORTH_A_THREAD
+    return "processes" if small and work * steps >= WORTH_A_START and processes_start() else "threads"
 
 
 def model_loss(model: Transformer, *, recompute: bool = False) -> ModelLoss:
@@ -150,7 +167,8 @@ def fit(
 ) -> Iterator[Record]:
     """Train from `state` to `config.steps`, yielding one record a step; stop reading and the run stops.
 
-    engine   who makes the gradients of the shards: see `engine.mapping`; when None, as `ModelLoss.engine` says
+    engine   who makes the gradients of the shards: see `engine.mapping`; when None, what `ModelLoss.engine` says,
+             unless other processes would not know the loss or the batches: then threads
     workers  of the engine, this process one of them; as many as there are cores when None
 
     Raises NonFiniteError when a loss or gradient is not finite: on the host at once, on a device after the last step
@@ -161,15 +179,17 @@ def fit(
     if state.step >= config.steps:
         return
 
-    def cut(step: int) -> tuple[int, list[Any]]:
-        batch = batches[step]
+    def cut(batch: Any) -> tuple[int, list[Any]]:
         return batch.tokens_trained, batch.shards(config.micro_batches or pieces(batch))
 
-    gradient_of, begun, first = ShardGradient(loss), state.step, cut(state.step)
+    gradient_of, begun, batch = ShardGradient(loss), state.step, batches[state.step]
+    first = cut(batch)
+    if engine is None and hasattr(loss, "engine") and loss.engine(batch, config.steps - begun) == "processes":
+        engine = "processes" if can_be_sent(gradient_of, batch) else "threads"
     with _mapped("inline" if away else engine, workers, len(first[1])) as run:
         for step in range(begun, config.steps):
             began = time.perf_counter()
-            tokens, shards = first if step == begun else cut(step)
+            tokens, shards = first if step == begun else cut(batches[step])
             with explained_memory():
                 value, gradient = _batch_gradient(gradient_of, state.trained, shards, (config.seed, step), run)
                 norm = global_norm(gradient)

@@ -635,13 +635,13 @@ def test_a_wrong_number_of_threads_in_the_environment_raises(value: str, monkeyp
 # ---------------------------------------------------------------------------------------- how many pieces, unasked
 
 
-def test_a_batch_is_cut_in_two_where_the_work_is_worth_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_is_cut_in_two_where_the_work_is_worth_a_shard(monkeypatch: pytest.MonkeyPatch) -> None:
     """And the run is that with the number of pieces given, bit for bit."""
     node = lora_of(np.float32)
     batch = random_batch(node, batch=4)
     work = matrix_multiply_adds(node.config) * batch.tokens.size
     for limit, pieces in ((work, 2), (work + 1, 1)):
-        monkeypatch.setattr(lora_np.training, "WORTH_A_THREAD", limit)
+        monkeypatch.setattr(lora_np.training, "WORTH_A_SHARD", limit)
         assert model_loss(node).pieces(batch) == pieces
         unasked, asked = (run(node, batches=Same(batch), steps=2, micro_batches=n) for n in (None, pieces))
         assert hashes(unasked[-1].state.trained) == hashes(asked[-1].state.trained)

@@ -119,6 +119,8 @@ class Worker:
 
     def end(self) -> str:
         """Kill it, unless it has ended or is about to, wait for it, and say how it ended."""
+        if self._errors.closed:
+            return "before"
         code = None
         with contextlib.suppress(subprocess.TimeoutExpired):
             code = self._process.wait(SECONDS_TO_DIE if self.is_lost else 0)
