@@ -24,6 +24,7 @@ from lora_np.parameters import count, parameters, with_parameters
 CELL = Cell(task="sentiment", steps=2, examples=8, scored=3, batch=4).having({"rank": 2})
 SETTINGS: dict[str, dict[str, Any]] = {
     "subspaces": {"small": 1, "large": 3},
+    "intrinsic": {"dimensions": [2, 8]},
     "untied": {"rank": 2, "targets": ["head", "attention.query"]},
 }
 
@@ -35,7 +36,7 @@ def base() -> Any:
 
 @cache
 def measured(kind: str) -> Row:
-    steps = 3 if kind == "progressive" else 2
+    steps = {"progressive": 3, "intrinsic": 12}.get(kind, 2)
     return row_of(base(), CELL.having(SETTINGS.get(kind, {"rank": 2}), kind=kind, steps=steps))
 
 

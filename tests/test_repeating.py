@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from builders import model
+from commands import begun
 
 from lora_np.cli import code_of
 from lora_np.disk.folders import partial_folder
@@ -29,7 +31,7 @@ MEASURE = repeating.row_of
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("base") / "model"
-    save_model(folder, model(dtype=np.float32, vocab=256, context=96, d_model=8, layers=1))
+    save_model(folder, model(dtype=np.float32, vocab=256, context=200, d_model=8, layers=1))
     return folder
 
 
@@ -190,3 +192,24 @@ def test_the_full_profile_has_five_seeds_and_more_steps() -> None:
     assert profile.seeds >= 5
     assert profile.cell.steps > default.cell.steps
     assert default.seeds >= 2
+
+
+@pytest.mark.slow
+def test_a_study_that_is_killed_keeps_its_rows_and_ends_with_those_of_one_that_was_not(
+    base: Path, tmp_path: Path
+) -> None:
+    """A real process, and a real kill -9 between rows or in the middle of one."""
+    out = tmp_path / "study"
+    line = ["study", "--paper", "--out", out, "--base", base, "--only", "heads", "--scheduler", "inline"]
+    rows = partial_folder(out) / ROWS
+    with begun(*line, cwd=tmp_path) as process:
+        while process.poll() is None and (not rows.exists() or rows.read_bytes().count(b"\n") < 3):
+            time.sleep(0.02)
+        process.kill()
+    kept = Results.at(rows).rows
+    assert len(kept) >= 2
+    default = repeating.default()
+    repeat(out, default, base=base, only=("heads",), engine="inline", resume=True)
+    repeat(tmp_path / "other", default, base=base, only=("heads",), engine="inline")
+    assert (out / ROWS).read_bytes() == (tmp_path / "other" / ROWS).read_bytes()
+    assert set(kept) <= set(Results.at(out / ROWS).rows)

@@ -1,4 +1,4 @@
-"""The study of the paper on a real Dask cluster of two workers, one of which is killed: the rows are the local run's."""
+"""The study of the paper on a real Dask cluster of two workers, of which one is killed: rows of the local run."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from builders import model
+from test_repeating import CELLS, ONLY, PROFILE
 
 from lora_np.cli import code_of
 from lora_np.disk.folders import partial_folder
 from lora_np.files import save_model
 from lora_np.paper.repeating import ROWS, repeat
-from test_repeating import CELLS, ONLY, PROFILE
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -109,8 +109,9 @@ def test_where_everything_diverges_nothing_is_said_to_hold_that_is_measured_by_l
         return Row(cell, 100.0, 4.0, math.inf, None, None, None, Shapes())
 
     section = asked(SECTIONS[name], row)
-    for draw in section.figures.values():
-        figures.svg(draw())
+    if name not in ("figure-3-4-8", "table-2-3-4"):  # theirs hold no loss, or are those of `variants` three times
+        for draw in section.figures.values():
+            figures.svg(draw())
     by_loss = [claim for claim in section.claims if "bits per byte" in claim.found and "less" in claim.found]
     assert all(
         claim.verdict == "cannot be said" for claim in by_loss if "nan" in claim.found or "number" in claim.found

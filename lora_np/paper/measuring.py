@@ -10,7 +10,7 @@ from ..methods import METHODS
 from ..model import Transformer
 from ..names import nearest_first
 from ..tasks.table import task_named
-from . import runs, runs_lessons, runs_subspaces
+from . import runs, runs_intrinsic, runs_lessons, runs_subspaces
 from .cells import Cell, Row
 from .variants import VARIANTS
 
@@ -18,6 +18,7 @@ KINDS: dict[str, Callable[[Cell, Transformer], Row]] = {
     "run": runs.run,
     "scored": runs.scored,
     "subspaces": runs_subspaces.subspaces,
+    "intrinsic": runs_intrinsic.intrinsic,
     "memory": runs_lessons.memory,
     "untied": runs_lessons.untied,
     "progressive": runs_lessons.progressive,

@@ -163,3 +163,31 @@ def _energy(rows: Sequence[Row]) -> Any:
     curve = [(1 + 4 * i, float(value), 0.0) for i, value in enumerate(found)]
     by_chance = [(1 + 4 * i, float(value), 0.0) for i, value in enumerate(chance)]
     return with_intervals({"full fine-tuning": curve}, "first directions of ΔW", "share of ‖ΔW‖²", chance=by_chance)
+
+
+DIMENSIONS = (8, 32, 128, 512)
+
+
+def intrinsic(known: Known) -> Section:
+    """How few random directions of all weights training needs."""
+    cell = known.profile.cell.having({"dimensions": DIMENSIONS}, kind="intrinsic", task="sentiment", method="full")
+    rows = known.seeded({"": cell.having(steps=6 * cell.steps)})[""]
+    found = [int(row.more["d90"]) for row in rows]
+    total, chance = int(rows[0].more["D"]), int(rows[0].more["d90 by chance"])
+    reached = [d for d in found if d]
+    verdict: Any = "holds here" if len(reached) == len(found) and max(reached) < total / 10 else "does not hold here"
+    lines = tuple(
+        (str(d), shown(values(rows, f"gain at {d}"), 2), f"{rows[0].more[f'gain at {d} by chance']:.4f}")
+        for d in DIMENSIONS
+    )
+    claim = Claim(
+        "Training in a random subspace of less than a tenth of all numbers gains nine tenths of what all of them gain.",
+        "Li et al. 2018, arXiv:1804.08838; Aghajanyan et al. 2020, arXiv:2012.13255",
+        verdict,
+        f"d90 by seed: {', '.join(str(d) if d else f'above {DIMENSIONS[-1]}' for d in found)} of D = {total:,}; were "
+        f"every direction alike: {chance:,}",
+        tuple(rows),
+    )
+    table = Table("Gain in a random subspace", ("dimension", "gain", "were all directions alike"), lines)
+    about = "A model of nine thousand numbers learns a task from nothing, in random directions of all its weights."
+    return Section("intrinsic", "Intrinsic dimension", about, (claim,), (table,))

@@ -16,6 +16,7 @@ SECTIONS: dict[str, Callable[[Known], Section]] = {
     "table-5": section_ranks.placements,
     "table-6-18": section_ranks.ranks,
     "figure-3-4-8": section_subspaces.subspaces,
+    "intrinsic": section_subspaces.intrinsic,
     "table-16": section_methods.few_examples,
     "variants": section_methods.variants,
     "placement": section_lessons.placement,
