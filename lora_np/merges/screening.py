@@ -43,7 +43,7 @@ def screened(
 
 def _fits(ready: Update, W: Numbers, found: Numbers, stages: Stages) -> bool:
     """Nothing but products beside each other, added in float32 to 16-bit numbers and stored as such."""
-    if not ready.only_sums:
+    if not ready.only_sums or not all(ready.matrix) or not all(part.height for part in ready.parts):
         return False
     parts = sorted(ready.parts, key=lambda part: part.at)
     beside = all(one.at + one.height <= other.at for one, other in itertools.pairwise(parts))
