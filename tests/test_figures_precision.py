@@ -46,5 +46,5 @@ def test_a_drift_is_drawn_cycle_by_cycle() -> None:
     ],
 )  # fmt: skip
 def test_nothing_is_drawn_out_of_nothing(draw: Any, nothing: Any) -> None:
-    with pytest.raises(ValueError, match="need|point"):
+    with pytest.raises(ValueError, match=r"need|point"):
         draw(nothing)

@@ -14,7 +14,7 @@ from lora_np.formats.adapters import read_adapter
 from lora_np.formats.huggingface import open_weights
 from lora_np.formats.tensors import dtype_of
 from lora_np.formats.updates import LowRank, Update
-from lora_np.merges import judging, recipes, screening
+from lora_np.merges import judging, recipes, screening, settling
 from lora_np.merges.judging import in_turn, stages_of, verdict_of
 from lora_np.merges.screening import screened
 
@@ -57,7 +57,7 @@ def both(ready: Update, W: np.ndarray, found: np.ndarray) -> tuple:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_screened_verdict_is_that_of_float64(name: str, kind: str, size: float, monkeypatch) -> None:
-    monkeypatch.setattr(screening, "SAMPLE", 4 * WIDTH)
+    monkeypatch.setattr(settling, "SAMPLE", 4 * WIDTH)
     for seed, scale, stored in [(0, 3.0, "float32"), (1, 2.0, kind), (2, -0.7, "float32"), (3, 1.0, "float16")]:
         ready, wide = update(seed, size, scale, stored)
         W = wide.astype(dtype_of(kind))
@@ -81,10 +81,10 @@ def test_a_screened_verdict_is_that_of_float64(name: str, kind: str, size: float
 def test_most_entries_are_settled_and_no_block_is_judged_as_a_whole(kind: str, monkeypatch) -> None:
     ready, wide = update(0, 0.02)
     ready = Update("W", ready.shape, ready.matrix, (LowRank(ready.parts[0].A + 1, ready.parts[0].B + 1e-3, 3.0),))
-    W, seen, exact = wide.astype(dtype_of(kind)), list[int](), screening.Screen._exact
-    monkeypatch.setattr(screening, "SAMPLE", 4 * WIDTH)
+    W, seen, exact = wide.astype(dtype_of(kind)), list[int](), settling.Screen._exact
+    monkeypatch.setattr(settling, "SAMPLE", 4 * WIDTH)
     spy = lambda self, *rest: (seen.append(rest[-1].size), exact(self, *rest))[1]  # noqa: E731
-    monkeypatch.setattr(screening.Screen, "_exact", spy)
+    monkeypatch.setattr(settling.Screen, "_exact", spy)
     both(ready, W, merged("peft_safe", ready, W))
     assert 0 < sum(seen) < 0.1 * W.size
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from . import COLOURS, GREY, Curve, _figure, _legend, _look
+from . import COLOURS, GREY, Curve, _figure, _from_zero, _legend, _look
 
 HATCHES = ("", "//", "..", "xx")
 
@@ -71,6 +71,8 @@ def merges(errors: Mapping[str, Mapping[str, float]]) -> Any:
             axes.bar(places, [100.0 * row[way] for row in errors.values()], width, label=way, **look)
         axes.axhline(100.0, color=GREY, linestyle=":", linewidth=1.3, label="as large as ΔW itself")
         axes.set_yscale("log")
+        least = min((error for row in errors.values() for error in row.values() if error > 0.0), default=1.0)
+        axes.set_ylim(bottom=30.0 * least)  # a third of the smallest bar, in percent
         axes.set_xticks(range(len(errors)), list(errors))
         axes.set(ylabel="error (% of ΔW, root mean square)")
         _legend(figure, columns=2)
@@ -90,7 +92,7 @@ def drifts(shares: Mapping[str, Sequence[float]]) -> Any:
             cycles = range(1, len(line) + 1)
             axes.plot(cycles, [100.0 * share for share in line], label=name, **_look(i) | {"markevery": (0.0, 0.15)})
         axes.set_xscale("log")
-        axes.set_ylim(-3.0, 103.0)
+        _from_zero(axes)
         axes.set(xlabel="cycles of merging and unmerging", ylabel="weights that changed (%)")
         _legend(figure, columns=2)
     return figure
