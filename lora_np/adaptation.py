@@ -291,19 +291,21 @@ def check_room(
 ) -> None:
     """Raise ValueError where a step on the longest of these sequences needs more memory than there is: (C11), (C12).
 
-    What is trained counts as the method says, and the base as it is held. A lower bound of what is kept for backward:
-    every method but one that trains all counts as if it kept what one adapter of rank 1 beside the table does;
-    libraries do not count.
+    What is trained counts as the method says, and the base as it is held. For what is kept a lower bound: a method that
+    has targets counts with the smallest rank of them all, another as if it kept nothing more than the base does, unless
+    it trains as many numbers as the base has; libraries do not count.
     """
     batch, length = min(train.batch_size, len(train)), max(sequence.length for sequence in train.sequences)
     pieces = min(micro_batches or pieces_of(base.config, batch * length), batch)
     trained = method.numbers(base.config)
+    targets = getattr(method, "targets", ("tokens",))
+    ranks = (getattr(method, "rank", 1), *getattr(method, "ranks", {}).values())
     needed = step_bytes(
         base.config,
         batch,
         length,
-        None if trained >= parameter_count(base.config) else 1,
-        ("tokens",),
+        None if trained >= parameter_count(base.config) else min(ranks),
+        targets,
         pieces=pieces,
         at_once=min(pieces, worker_count()),
         recomputed=recompute,

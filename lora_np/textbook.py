@@ -144,20 +144,14 @@ def softmax(x):
     return e / np.sum(e, axis=-1, keepdims=True)
 
 
-def slower(omega, rope):
-    """Angles of rotary positions that turn few times in a first context become slower by a factor, fast ones do not."""
-    factor, low, high, context = rope
-    turns = context * omega / (2.0 * math.pi)
-    between = (turns - low) / (high - low)
-    mixed = (1.0 - between) * omega / factor + between * omega
-    return np.where(turns <= low, omega / factor, np.where(turns >= high, omega, mixed)) if context else omega / factor
-
-
 def rotary(x, heads, theta, rope=(1.0, 1.0, 4.0, 0)):
     """Turns the pairs of each head (one of its first half, one of its second) by angles that grow with the position."""
     batch, seq, width = x.shape
     half = width // heads // 2
-    angles = np.arange(seq)[:, None, None] * slower(theta ** (-np.arange(half) / half), rope)
+    factor, low, high, context = rope
+    omega = theta ** (-np.arange(half) / half)
+    kept = (np.clip(context * omega / (2.0 * math.pi), low, high) - low) / (high - low)  # by turns in a first context
+    angles = np.arange(seq)[:, None, None] * (kept + (1.0 - kept) / factor) * omega
     x = np.reshape(x, (batch, seq, heads, 2, half))
     one, two = x[:, :, :, 0], x[:, :, :, 1]
     turned = (one * np.cos(angles) - two * np.sin(angles), two * np.cos(angles) + one * np.sin(angles))
