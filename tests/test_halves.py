@@ -17,13 +17,13 @@ from lora_np.engine import halves
 from lora_np.engine.differentiation import value_and_grad
 from lora_np.engine.halves import HALVES, HalfArray, half, is_half, widened
 from lora_np.files import load_model, save_model
+from lora_np.halving import in_16_bits, rounded
 from lora_np.methods import adapt
 from lora_np.methods.lora import LoraConfig
 from lora_np.methods.tuning import BitFit, Full
 from lora_np.model import language_model_loss
 from lora_np.operations import linear
 from lora_np.parameters import parameters, with_parameters
-from lora_np.halving import in_16_bits, rounded
 from lora_np.rounding import gamma, unit_roundoff
 
 EVERY = np.arange(1 << 16, dtype=np.uint16)

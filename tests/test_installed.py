@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from lora_np import installed
 from lora_np.cli import code_of
 from lora_np.cli.options import named_base
 from lora_np.installed import INSTALLED, base_path, place_of
