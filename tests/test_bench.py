@@ -6,6 +6,7 @@ import importlib.util
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,9 +24,9 @@ from lora_np import bench as public
 from lora_np import progress
 from lora_np.bench import SIZES, BenchConfig, BenchReport, ChildError, Measured, Size, markdown, named_size, tables
 from lora_np.bench.growth import CHANGES, Growth, changed, exponent, growth
-from lora_np.bench.measure import array_bytes, check_room, measure, predicted_bytes, processes, ratio
+from lora_np.bench.measure import OPTIONAL, array_bytes, check_room, measure, predicted_bytes, processes, ratio
 from lora_np.bench.process import Process, gemm_rate, held_bytes
-from lora_np.bench.report import SizeReport, bench, machine
+from lora_np.bench.report import SizeReport, bench, machine, unavailable
 from lora_np.bench.sizes import GENERATION, RandomTokens
 from lora_np.bench.workloads import WORKLOADS, Task
 from lora_np.cli import code_of
@@ -122,6 +123,22 @@ def test_generation_gives_the_tokens_of_the_base_and_merged_those_of_adapted() -
 @parity
 def test_pytorch_with_peft_does_the_same_work() -> None:
     np.testing.assert_allclose(losses("peer"), losses("lora"), rtol=1e-5)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="needs JAX")
+@pytest.mark.filterwarnings("ignore")
+def test_jax_does_the_same_work() -> None:
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+    try:
+        np.testing.assert_allclose(losses("peer, jax"), losses("lora"), rtol=1e-5)
+    finally:
+        if cores:
+            os.sched_setaffinity(0, cores)
+
+
+@pytest.mark.parametrize("engine", ["inline", "threads", "processes"])
+def test_the_step_by_each_engine_is_the_same_to_the_bit(engine: str) -> None:
+    assert losses(f"lora, {engine}") == losses("lora")
 
 
 @parity
@@ -380,6 +397,46 @@ def test_with_peers_and_growth_there_are_two_more_tables(report: BenchReport) ->
     assert found[2][2][-1][-1] == "base: NO"  # another text, which shows
     assert found[3][2] == [("rank", "1, 2", "1.00 (1.00-1.00)", "0.50", "0.90", "1.00")]
     assert json.dumps(with_peer(report).as_dict())
+
+
+def test_peers_that_compile_and_engines_have_a_table_each_and_what_is_missing_says_why(report: BenchReport) -> None:
+    little = report.sizes[0]
+    jax = replace(little.lora, workload="peer, jax", first=3.0, result=little.lora.result + 1e-6)
+    threads = replace(little.lora, workload="lora, threads", result=0.0)
+    size = replace(little, harder=(jax,), engines=(threads,), skipped={"peer, compiled": "there is no compiler"})
+    more = replace(report, sizes=(size,))
+    (_, _, first), (_, head, peers), (_, _, engines), _ = tables(more)
+    assert peers[0][:3] == ("little", "PyTorch + PEFT, torch.compile", "skipped: there is no compiler")
+    assert peers[1][1] == "JAX, jit"
+    assert peers[1][3:5] == ("3.00 s", "1.00 (1.00-1.00)")
+    assert peers[1][-1] == "1.0e-06"
+    assert {len(row) for row in peers} == {len(head)}
+    assert engines[0][1] == "threads"
+    assert engines[0][-1] == "NO"  # another loss, which shows
+    shown = json.loads(json.dumps(more.as_dict()))["sizes"][0]
+    assert shown["lora_over"]["peer, jax"]["median"] == 1.0
+    assert shown["skipped"] == {"peer, compiled": "there is no compiler"}
+
+
+def test_why_a_peer_that_compiles_is_left_out_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "jax" else name)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    config = BenchConfig((LITTLE,), peers=True)
+    assert unavailable(BenchConfig((LITTLE,))) == {}
+    assert set(unavailable(config)) == set(OPTIONAL)
+    assert unavailable(config)["peer, jax"] == "JAX is not installed: pip install jax"
+
+
+def test_a_peer_that_fails_is_left_out_if_it_is_one_that_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lora_np.bench.measure.OPTIONAL", ("nothing",))
+    tasks = [Task("nothing", LITTLE), Task("lora", LITTLE, 1)]
+    why: dict[str, str] = {}
+    (only,) = finished(measure(tasks, 1, why))
+    assert only.workload == "lora"
+    assert only.first > 0
+    assert why == {"nothing": "nothing, little: KeyError: 'nothing'"}
+    with pytest.raises(ChildError, match="nothing, little"):
+        finished(measure(tasks, 1))
 
 
 def test_the_picture_shows_each_workload_at_each_size(report: BenchReport) -> None:

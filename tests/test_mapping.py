@@ -299,7 +299,7 @@ def test_more_workers_than_shards_are_not_started_and_it_is_said() -> None:
             list(fit(model_loss(node), [batch], settings, state, 7, "processes"))
 
 
-def test_processes_are_the_default_where_threads_would_wait_and_the_run_is_long(
+def test_processes_are_the_default_where_threads_would_wait_in_a_long_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def default(name: str, steps: int) -> str:
