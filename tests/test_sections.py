@@ -217,7 +217,11 @@ def test_subspaces_are_judged_beside_their_chance() -> None:
             tilt = cell.seed / 1000
             grid = [[phi + tilt] * 4] * 4
             found: dict[str, Any] = dict.fromkeys(("ranks", "seeds", "updates"), grid)
-            return {**found, "seeds by chance": [[chance] * 4] * 4, "small factor": 20 + tilt, "large factor": 3.0}
+            return {**found, "seeds by chance": [[chance] * 4] * 4, "small factor": 20 + tilt, "large factor": 3.0} | {
+                "small own": phi + tilt,
+                "small random": 0.3,
+                "small top": 0.6,
+            }
 
         return made(lambda cell: 1.0, more)
 
@@ -226,6 +230,8 @@ def test_subspaces_are_judged_beside_their_chance() -> None:
         assert verdict_of(alike, words) == "holds here"
         assert verdict_of(chance, words) == "does not hold here"
     assert verdict_of(alike, "At a higher rank the amplification") == "holds here"
+    assert verdict_of(alike, "in W already") == verdict_of(chance, "not what W emphasizes") == "holds here"
+    assert verdict_of(alike, "not what W emphasizes") == verdict_of(chance, "in W already") == "does not hold here"
 
 
 def test_an_adapter_that_is_carried_is_judged_on_both_bases() -> None:

@@ -31,7 +31,7 @@ class Profile:
 
     name: str = "default"
     cell: Cell = field(default_factory=Cell)
-    long: int = 4  # times as many steps where a task is to be learned to its end
+    long: int = 3  # times as many steps where a task is to be learned to its end
     seeds: int = 3
     tasks: tuple[str, ...] = ("sentiment", "dart", "sql")
     methods: tuple[str, ...] = ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
 
-from ..costs.budget import compare
+from ..costs.budget import offer
 from ..methods.lora import LoraConfig
 from .asking import (
     Claim,
@@ -36,11 +36,12 @@ def at_budget(known: Known, names: Iterable[str], cell: Cell) -> dict[str, Cell]
     config = known.base.config
     wanted = [name for name in names if not known.profile.methods or name in known.profile.methods]
     found = {}
-    for offer in compare(config, LoraConfig(rank=4).numbers(config)):
-        if offer.name in wanted and offer.bill is not None:
-            grows = {key: value for key, value in offer.bill.settings.items() if key in offer.settings}
-            found[offer.name] = cell.having(grows, method=offer.name, rate=MIDDLE.get(offer.name, REST))
-    return {name: found[name] for name in wanted if name in found}
+    for name in wanted:
+        nearest = offer(name, config, LoraConfig(rank=4).numbers(config))
+        if nearest.bill is not None:
+            grows = {key: value for key, value in nearest.bill.settings.items() if key in nearest.settings}
+            found[name] = cell.having(grows, method=name, rate=MIDDLE.get(name, REST))
+    return found
 
 
 def methods(known: Known) -> Section:

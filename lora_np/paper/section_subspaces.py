@@ -58,10 +58,18 @@ def subspaces(known: Known) -> Section:
             every,
         ),
         Claim(
-            "ΔW amplifies directions that W does not emphasize: more than a random ΔW of its size would.",
+            "ΔW amplifies what is in W already: W does more in the directions of ΔW than in random ones.",
             f"{PAPER} table 7",
-            above_zero(over("small factor", "small factor by chance")),
-            f"factor {shown(more('small factor'), 2)}, by chance {shown(more('small factor by chance'), 2)}",
+            above_zero(over("small own", "small random")),
+            f"‖UᵀWV‖ of ΔW {shown(more('small own'))}, of random directions {shown(more('small random'))}; factor "
+            f"{shown(more('small factor'), 1)}, by chance {shown(more('small factor by chance'), 1)}",
+            every,
+        ),
+        Claim(
+            "But not what W emphasizes: it does far more in its own first directions.",
+            f"{PAPER} table 7",
+            above_zero(over("small top", "small own")),
+            f"‖UᵀWV‖ of W {shown(more('small top'))}, of ΔW {shown(more('small own'))}",
             every,
         ),
         Claim(
