@@ -504,6 +504,28 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path: Path, capsys: pytest
         assert {path.name for path in tmp_path.iterdir()} == before
 
 
+def test_an_adapter_with_a_number_that_is_not_finite_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    w = world(tmp_path, modules=(Q,))
+    A, B = (factor.copy() for factor in w.factors[Q])
+    A[0, 0] = np.nan
+    (tmp_path / "bad").mkdir()
+    write_peft(tmp_path / "bad", {f"{Q}.lora_A.weight": A, f"{Q}.lora_B.weight": B}, r=4)
+    write_file(tmp_path / "merged" / "model.safetensors", w.plain())
+    for command in (
+        ("convert", tmp_path / "bad", "--to", "mlx", "--out", tmp_path / "out"),
+        ("merge", tmp_path / "bad", "--base", tmp_path / "base", "--out", tmp_path / "out"),
+        ("verify", tmp_path / "bad", tmp_path / "merged", "--base", tmp_path / "base", "--html", tmp_path / "x.html"),
+    ):
+        assert said_by(*command)[0] == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1
+        assert "not finite" in said
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "x.html").exists()
+
+
 def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import errno
 

@@ -157,10 +157,10 @@ def test_no_more_than_three_times_the_largest_tensor_is_held(tmp_path: Path, mon
     from lora_np.merges import judging
 
     for module in (extracting, lowrank):
-        monkeypatch.setattr(module, "ENTRIES", 1 << 12)
-    monkeypatch.setattr(judging, "ENTRIES", 1 << 10)
+        monkeypatch.setattr(module, "ENTRIES", 1 << 11)
+    monkeypatch.setattr(judging, "ENTRIES", 1 << 9)
     rng = np.random.default_rng(0)
-    shapes = {"a.wide.weight": (256, 4096), "a.tall.weight": (4096, 256)}
+    shapes = {"a.wide.weight": (128, 2048), "a.tall.weight": (2048, 128)}
     base = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
     for folder in ("base", "tuned"):
         arrays = {n: a + (folder == "tuned") * np.outer(a[:, 0], a[0]).astype(np.float32) for n, a in base.items()}
@@ -207,5 +207,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path: Path, capsys: pytest
     refused(lambda: extract(base, tmp_path / "same", 2, tmp_path / "out"), "nothing to extract")
 
 
-def test_the_layers_of_the_base_are_those_of_this_test() -> None:
-    assert len(MODULES) == 5 * LAYERS
+def test_a_folder_of_weights_without_a_description_is_enough_for_peft(tmp_path: Path) -> None:
+    base, after = base_of(tmp_path), tuned(tmp_path, of_rank(2))
+    (base / "config.json").unlink()
+    assert len(extract(base, after, 2, tmp_path / "out").matrices) == 5 * LAYERS + 1

@@ -54,7 +54,7 @@ def verify_foreign(
     if base is not None and base.exists() and merged.exists() and base.samefile(merged):
         raise ValueError(f"--base and MERGED are both {base}: name the model before and after merging")
     before, about = read_base(adapter, base)
-    update = read_adapter(adapter, before, about, alpha=alpha).checked("tied_head")
+    update = finite_adapter(read_adapter(adapter, before, about, alpha=alpha).checked("tied_head"))
     after = open_weights(merged)
     with thread_map(min(MOST, worker_count())) as run:
         found = list(judged(update, before, after, tied_tables(before, after), run=run))
@@ -84,6 +84,16 @@ def show(found: Sequence[Any]) -> None:
         rest = listed[WORST:]
         say(f"and {len(rest)} more that should change, of which {sum(one.holds for one in rest)} hold")
     say(untouched_in_words(found))
+
+
+def finite_adapter(adapter: Any) -> Any:
+    """The same adapter; raises ValueError for one that holds what is not finite, of which no merge can be judged."""
+    from ..formats.examining import examined
+
+    for finding in examined(adapter):
+        if finding.stops:
+            raise ValueError(str(finding))
+    return adapter
 
 
 def untouched_in_words(found: Sequence[Any]) -> str:
@@ -142,7 +152,7 @@ def merge_foreign(
     if recipe not in RECIPES:
         raise ValueError(f"--recipe must be one of {nearest_first(recipe, RECIPES)}; got {recipe!r}")
     tensors, about = read_base(adapter, base)
-    update = read_adapter(adapter, tensors, about, alpha=alpha).checked()
+    update = finite_adapter(read_adapter(adapter, tensors, about, alpha=alpha).checked())
     size = SHARD if shard is None else max(1, int(shard * 1e9))
     count = merge_files(update, tensors, base or Path(), RECIPES[recipe], out, shard=size, dtype=dtype)
     say(f"merged {counted(count, 'tensor')} into {out}; lora-np verify {adapter} {out} --base {base} checks them")

@@ -18,11 +18,11 @@ from ..disk.unmarked import unmarked_folder
 from ..formats.adapters import read_adapter
 from ..formats.disk import read_json
 from ..formats.factors import Leaves
-from ..formats.folders import is_foreign
+from ..formats.folders import gguf_file, is_foreign
 from ..formats.grammar import BEGUN
 from ..formats.huggingface import open_weights
 from ..formats.renaming import heads_of, in_llama_cpp, matrices, out_of_mlx, to_ours, to_theirs, turned
-from ..formats.saving import check_held, write_gguf, write_mlx, write_peft
+from ..formats.saving import check_finite, check_held, write_gguf, write_mlx, write_peft
 from ..merges.judging import same_bytes
 from ..names import nearest_first
 from .own import FAMILY, family_of, read_own, sizes_of, write_own
@@ -79,6 +79,7 @@ def convert(
 def written(out: Path, leaves: Leaves, to: str, base: Path | None) -> tuple[Same, ...]:
     """Write the new folder `out`, read it back, and compare; it appears only when every module holds."""
     check_held(leaves, to)
+    check_finite(leaves)
     folder = new_folder(out, ADAPTER) if to == "lora_np" else unmarked_folder(out)
     with folder as new:
         _write(new, leaves, to, base)
@@ -108,8 +109,10 @@ def _write(folder: Path, leaves: Leaves, to: str, base: Path | None) -> None:
 
 
 def about_of(base: Path) -> Mapping[str, Any]:
-    """The config.json of the base, or what one would say of a model of ours or a GGUF file."""
+    """The config.json of the base, or what one would say of a model of ours or a GGUF file; {} where none is there."""
     path = base / "config.json"
+    if base.is_dir() and not path.exists() and gguf_file(base) is None:
+        return {}
     described = read_json(path) if base.is_dir() and path.exists() else {}
     if "model_type" in described:
         return described

@@ -98,8 +98,8 @@ def extract(
     check_free(out, ADAPTER, inputs=(base, tuned))
     before, after = open_weights(base), open_weights(tuned)
     _check_alike(before, after, base, tuned)
-    ours, found = not is_foreign(base), _Found()
-    about = {} if ours else about_of(base) if (base / "config.json").exists() else {}
+    ours, found = (base / "config.json").exists() and not is_foreign(base), _Found()
+    about = {} if ours else about_of(base)
     rng = np.random.default_rng(seed)
     for name in before:
         _one(name, before[name], after[name], rank, found, rng, about, ours_only=to == "lora_np" and ours)

@@ -76,6 +76,17 @@ def check_held(leaves: Leaves, to: str) -> None:
         raise ValueError("the adapter holds nothing that could be written")
 
 
+def check_finite(leaves: Leaves) -> None:
+    """Raise ValueError for a number that is not finite: no ΔW is equal to one of those."""
+    for module, parts in [*leaves.modules.items(), *((name, {"it": t}) for name, t in leaves.whole.items())]:
+        for leaf, tensor in parts.items():
+            if not np.isfinite(np.asarray(tensor)).all():
+                what = {"it": "it"}.get(leaf, leaf.removeprefix("E"))
+                raise ValueError(
+                    f"{shown(module, quoted=False)}: {what} holds a number that is not finite; train or save it again"
+                )
+
+
 # --------------------------------------------------------------------------------------------------------------- PEFT
 
 
