@@ -156,7 +156,8 @@ def table(found: Sequence[Cell], plan: Plan) -> str:
         lines.append(_line([name, f"{METHODS[name][1]:g}", f"{mine[0].trained:,}", *scores]))
     seeds = len({cell.seed for cell in found})
     about = f"{plan.steps} steps of {plan.batch_size} examples cut at {plan.longest} tokens, rates not tuned; "
-    about += f"the whole dev sets; means of {seeds} seeds with the 95 % interval of Student."
+    spread = f"means of {seeds} seeds with the 95 % interval of Student" if seeds > 1 else "one seed, so no interval"
+    about += f"the whole dev sets; {spread}."
     return "\n".join([*lines, "", about]) + "\n"
 
 
