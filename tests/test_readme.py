@@ -54,9 +54,13 @@ def test_the_merges_of_others_are_verified_as_the_readme_says(tmp_path: Path, mo
     assert shown(printed.getvalue()) == shown(block("merges: output", "text"))
 
 
-@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\((?!https?:|#)([^)]+)\)", README))))
-def test_every_link_to_a_file_leads_somewhere(target: str) -> None:
-    assert (ROOT / target.partition("#")[0]).exists()
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("tutorials/*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_to_a_file_leads_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:|#)([^)]+)\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target.partition("#")[0]).exists(), target
 
 
 def test_the_map_names_files_that_exist() -> None:
@@ -94,7 +98,8 @@ def test_the_two_commands_are_one_line_each(name: str) -> None:
 
 def test_the_tables_of_the_bench_are_those_that_the_command_writes() -> None:
     """Title for title and column for column; the rows are of a machine."""
-    written = README.partition("<!-- bench -->")[2].partition("<!-- end of bench -->")[0]
+    page = (ROOT / "docs" / "bench.md").read_text(encoding="utf-8")
+    written = page.partition("<!-- bench -->")[2].partition("<!-- end of bench -->")[0]
     measured = Measured("lora", SIZES["tiny"], 8, (1.0,), 1, (), 1.0)
     generated = tuple(replace(measured, workload=f"generation, {name}") for name in ("base", "adapted"))
     grown = Growth("rank", (1, 2), (1.0, 1.0), (1, 2), Ratio(1.0, 1.0, 1.0), 1.0, 1.0, 1.0)
