@@ -112,6 +112,7 @@ def about_of(base: Path) -> Mapping[str, Any]:
     """The config.json of the base, or what one would say of a model of ours or a GGUF file; {} where none is there."""
     path = base / "config.json"
     if base.is_dir() and not path.exists() and gguf_file(base) is None:
+        open_weights(base)  # raises where there are none either
         return {}
     described = read_json(path) if base.is_dir() and path.exists() else {}
     if "model_type" in described:
