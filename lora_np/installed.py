@@ -7,7 +7,6 @@ nothing of it is executed: what is read is weights, a description and a vocabula
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 from .names import nearest_first
@@ -48,6 +47,8 @@ INSTALLED = {
 
 def place_of(name: str) -> Path | None:
     """Where the model of this name lies; None where its package is not installed."""
+    from importlib import metadata  # and with it all that reads mail
+
     known = INSTALLED[name]
     try:
         found = Path(str(metadata.distribution(known.package).locate_file(known.place)))

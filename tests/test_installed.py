@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from lora_np import installed
 from lora_np.cli import code_of
 from lora_np.cli.options import named_base
 from lora_np.installed import INSTALLED, base_path, place_of
@@ -24,7 +23,7 @@ def packages(monkeypatch: pytest.MonkeyPatch, root: Path, *there: str) -> None:
             raise metadata.PackageNotFoundError(name)
         return SimpleNamespace(locate_file=lambda path: root / path)
 
-    monkeypatch.setattr(installed.metadata, "distribution", distribution)
+    monkeypatch.setattr(metadata, "distribution", distribution)
 
 
 def test_a_name_is_the_file_of_its_package_and_nothing_of_it_is_run(
