@@ -47,7 +47,7 @@ INSTALLED = {
 
 def place_of(name: str) -> Path | None:
     """Where the model of this name lies; None where its package is not installed."""
-    from importlib import metadata  # brings half of the modules for mail along
+    from importlib import metadata  # and with it all that reads mail
 
     known = INSTALLED[name]
     try:
