@@ -147,8 +147,10 @@ def test_states_dicts_batches_and_arrays_move_as_well(gpu: Any) -> None:
     state = start(parameters(node, "*.A"), TrainingConfig())
     assert_same_bits(to_device(state, "gpu").trained, state.trained)
     batch = random_batch(node)
+    batch = replace(batch, mask=np.ones(batch.tokens.shape, bool), types=np.zeros_like(batch.tokens))
     there = to_device(batch, "gpu")
     assert_same_bits(vars(there), vars(batch))
+    assert to_device(random_batch(node), "gpu").mask is None
     assert (device_of(there.tokens), device_of(batch.tokens)) == ("gpu", "cpu")
     assert to_host(batch.tokens) is batch.tokens
 

@@ -45,6 +45,9 @@ SQUARE, OBLONG = 110, 9
 
 # What is differentiated by nobody: integers, settings, masks.
 SETTINGS = {
+    "which",
+    "ranks",
+    "scalings",
     "tokens",
     "targets",
     "weights",
