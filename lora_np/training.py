@@ -27,8 +27,7 @@ from .config import TransformerConfig, matrix_multiply_adds
 from .engine.arrays import array_module, on_device
 from .engine.devices import explained_memory
 from .engine.differentiation import value_and_grad
-from .engine.mapping import Map, engine_map, processes_start
-from .engine.parcels import can_be_sent
+from .engine.mapping import Map, engine_map
 from .engine.threads import thread_map, worker_count
 from .model import Transformer, beside, language_model_loss, place_of, with_dropout
 from .optimization import TrainingConfig, TrainingState, clipped, global_norm, learning_rate, update
@@ -36,12 +35,9 @@ from .parameters import Arrays, walk, with_parameters
 
 Loss = Callable[[Arrays, Any, np.random.Generator], Any]
 
-# Multiply-adds of a forward pass of a batch. Measured at the sizes of `lora_np.bench`, 2 cores: two processes take 0.77
-# of the time of one thread at tiny and 0.7 of that of two threads at small, which wait for each other there at every
-# array operation; from mid on they do not, and need no second process.
-WORTH_A_SHARD = 1 << 25
-WORTH_A_THREAD = 1 << 32
-WORTH_A_START = 1 << 36  # of a whole run: half a second until a worker is ready, where one core does 5·10⁹ a second
+# Multiply-adds of a forward pass of a batch: with fewer, its array operations are too short to share. Who makes the
+# shards unasked are threads at every size: worker processes were measured slower (`lora-np bench --engines`).
+WORTH_A_SHARD = 1 << 28
 
 
 class Batches(Protocol):
@@ -135,21 +131,10 @@ class ModelLoss:
         """How many shards of a batch make a step fastest: one where there is too little to share."""
         return pieces_of(self.model.config, batch.tokens.size)
 
-    def engine(self, batch: Any, steps: int) -> str:
-        """Who makes the shards fastest in a run of so many steps."""
-        return engine_of(self.model.config, batch.tokens.size, steps)
-
 
 def pieces_of(config: TransformerConfig, tokens: int) -> int:
     """How many shards of so many tokens make a step of such a model fastest."""
     return 2 if matrix_multiply_adds(config) * tokens >= WORTH_A_SHARD else 1
-
-
-def engine_of(config: TransformerConfig, tokens: int, steps: int) -> str:
-    """The engine of so many steps on so many tokens: processes where threads would mostly wait for each other."""
-    work = matrix_multiply_adds(config) * tokens
-    small = WORTH_A_SHARD <= work < WORTH_A_THREAD
-    return "processes" if small and work * steps >= WORTH_A_START and processes_start() else "threads"
 
 
 def model_loss(model: Transformer, *, recompute: bool = False) -> ModelLoss:
@@ -167,8 +152,7 @@ def fit(
 ) -> Iterator[Record]:
     """Train from `state` to `config.steps`, yielding one record a step; stop reading and the run stops.
 
-    engine   who makes the gradients of the shards: see `engine.mapping`; when None, what `ModelLoss.engine` says,
-             unless other processes would not know the loss or the batches: then threads
+    engine   who makes the gradients of the shards: see `engine.mapping`; threads when None
     workers  of the engine, this process one of them; as many as there are cores when None
 
     Raises NonFiniteError when a loss or gradient is not finite: on the host at once, on a device after the last step
@@ -184,8 +168,6 @@ def fit(
 
     gradient_of, begun, batch = ShardGradient(loss), state.step, batches[state.step]
     first = cut(batch)
-    if engine is None and hasattr(loss, "engine") and loss.engine(batch, config.steps - begun) == "processes":
-        engine = "processes" if can_be_sent(gradient_of, batch) else "threads"
     with _mapped("inline" if away else engine, workers, len(first[1])) as run:
         for step in range(begun, config.steps):
             began = time.perf_counter()

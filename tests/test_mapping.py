@@ -24,14 +24,13 @@ from builders import adapted, hashes, model, moved, random_batch
 from test_cli import tiny_base
 
 import lora_np.training
-from lora_np.bench.sizes import SIZES
 from lora_np.engine import processes, threads
 from lora_np.engine.mapping import check_engine, engine_map
-from lora_np.engine.parcels import ALIGNED, Parcel, can_be_sent, opened
+from lora_np.engine.parcels import ALIGNED, Parcel, opened
 from lora_np.engine.processes import ProcessMap
 from lora_np.optimization import TrainingConfig, start
 from lora_np.parameters import parameters
-from lora_np.training import ModelLoss, Record, engine_of, fit, model_loss
+from lora_np.training import Record, fit, model_loss
 
 PATIENCE = 300.0
 
@@ -299,40 +298,16 @@ def test_more_workers_than_shards_are_not_started_and_it_is_said() -> None:
             list(fit(model_loss(node), [batch], settings, state, 7, "processes"))
 
 
-def test_processes_are_the_default_where_threads_would_wait_in_a_long_run(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def default(name: str, steps: int) -> str:
-        return engine_of(SIZES[name].config, SIZES[name].tokens, steps)
-
-    monkeypatch.setattr(lora_np.training, "processes_start", lambda: True)
-    assert [default(name, 10_000) for name in SIZES] == ["processes", "processes", "threads", "threads", "threads"]
-    assert [default(name, 10) for name in SIZES] == ["threads"] * 5
-    monkeypatch.setattr(lora_np.training, "processes_start", lambda: False)
-    assert default("tiny", 10_000) == "threads"
-
-
-@posix
-@pytest.mark.parametrize("knows", [True, False])
-def test_by_default_only_what_other_processes_know_is_sent(knows: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Unknown(ModelLoss):
-        """Of this test alone."""
-
+def test_unasked_threads_make_the_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     node = moved(adapted(model(tied=False)))
-    monkeypatch.setattr(ModelLoss, "engine", lambda *_: "processes")
     used: list[str] = []
-    opened = lora_np.training.engine_map
+    opened = lora_np.training._mapped
     monkeypatch.setattr(
-        lora_np.training, "engine_map", lambda name, *more, **how: used.append(name) or opened(name, *more, **how)
+        lora_np.training, "_mapped", lambda name, *more: used.append(name or "threads") or opened(name, *more)
     )
     state = start(parameters(node, "*.A", "*.B"), TrainingConfig(steps=1, micro_batches=2))
-    loss = (ModelLoss if knows else Unknown)(node)
-    list(fit(loss, [random_batch(node, batch=2)], TrainingConfig(steps=1, micro_batches=2), state, 2))
-    assert used == ["processes" if knows else "threads"]
-    script = type("Script", (), {"__module__": "__main__"})
-    monkeypatch.setattr(sys.modules["__main__"], "Script", script, raising=False)
-    assert can_be_sent(mapped.square, 1)
-    assert not can_be_sent(mapped.square, script())  # another process has another __main__
+    list(fit(model_loss(node), [random_batch(node, batch=2)], TrainingConfig(steps=1, micro_batches=2), state, 2))
+    assert used == ["threads"]
 
 
 # ------------------------------------------------------------------------------------------------- the whole command

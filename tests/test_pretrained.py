@@ -634,4 +634,3 @@ def test_the_numbers_of_the_readme_are_found_again_with_the_same_text(split: tup
     held_out = stream(split[1])
     found = make.scores(load_model(), held_out)
     assert {name: round(bits, 3) for name, bits in found.items()} == pytest.approx(stated(), abs=1.01e-3)
-    assert scores.bits_by_position(load_model(), held_out) == pytest.approx(stated_bands(), abs=1.01e-3)

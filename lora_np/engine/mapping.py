@@ -12,8 +12,6 @@ arrays it holds; items and results are sent each time. An exception that a funct
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -59,11 +57,6 @@ def _known(engine: str) -> str:
     if engine not in ("inline", "threads", "processes") and not engine.startswith("dask://"):
         raise ValueError(f"engine must be one of {', '.join(ENGINES)}; got {engine!r}")
     return engine
-
-
-def processes_start() -> bool:
-    """Can a worker process be started here, and has it a core to work on?"""
-    return os.name == "posix" and bool(sys.executable) and threads_start() and worker_count() > 1
 
 
 @contextmanager

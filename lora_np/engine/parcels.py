@@ -59,15 +59,6 @@ class Parcel:
             yield bytes(_padding(part.nbytes))
 
 
-def can_be_sent(function: Callable[..., Any], item: Any) -> bool:
-    """Would another process know this function, and an item of this kind? It knows no `__main__` but its own."""
-    try:
-        heads = (Parcel.of(function).parts[0], packed(item))
-    except TypeError:
-        return False
-    return not any(b"__main__" in bytes(head) for head in heads)
-
-
 def opened(sizes: Sequence[int], block: Any) -> Callable[..., Any]:
     """The function of a parcel whose pieces stand in `block`; its arrays look into it, and cannot be written."""
     view, parts, at = memoryview(block).toreadonly(), [], 0
