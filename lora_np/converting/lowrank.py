@@ -9,7 +9,7 @@ kept has the length of the shorter side:
 $$\mathcal K = \mathrm{span}\{X, GX, G^2X, \dots\},\qquad X\ \text{random},\ b = r + 8\ \text{columns} \tag{K2}$$
 
 Of an orthonormal basis Q of it, $H = Q^TGQ$ is kept, whose eigenvalues θ and eigenvectors y give the Ritz values and
-vectors Qy. A step costs two products of D with b columns. When Q has 6b columns, it starts anew from the 3b best Ritz
+vectors Qy. A step costs two products of D with b columns. When Q has 4b columns, it starts anew from the 2b best Ritz
 vectors and the next block, which still spans a Krylov space (thick restart): neither Q nor H grows with the steps.
 
 **When it ends.** $E = \sum_{i\le r}\theta_i$ never falls and is never above $\sum_{i\le r}\sigma_i^2$ (Ky Fan 1949), so an
@@ -32,7 +32,7 @@ import numpy as np
 
 from ..engine.arrays import Array, row_blocks
 
-MORE, WIDE, SETTLED, LOST, ENTRIES = 8, 6, 1e-9, 1e-13, 1 << 20  # columns beyond r; the basis, in blocks; (K3)
+MORE, WIDE, SETTLED, LOST, ENTRIES = 8, 4, 1e-9, 1e-13, 1 << 20  # columns beyond r; the basis, in blocks; (K3)
 
 
 def leading(D: Array, rank: int, rng: np.random.Generator) -> tuple[Array, Array, Array]:
