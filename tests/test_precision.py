@@ -9,7 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lora_np.precision import KINDS, NF4, Quantised, bases, doubly_quantised, drift, orders, quantised, sizes_swallowed, swallowed
+from lora_np.precision import (
+    KINDS,
+    NF4,
+    Quantised,
+    bases,
+    doubly_quantised,
+    drift,
+    orders,
+    quantised,
+    sizes_swallowed,
+    swallowed,
+)
 from lora_np.precision.quantization import BLOCK, GROUP, normal_float
 
 # Dettmers et al. 2023, arXiv:2305.14314v1, appendix E, as printed: made in float32, so 2^-24 of each may be off;
@@ -173,7 +184,7 @@ def test_a_checker_of_bounds_sees_a_number_that_is_one_level_off() -> None:
 
 
 def test_scales_in_8_bits_cost_an_eighth_of_their_bits_and_stay_within_their_bound() -> None:
-    r"""(Q6), which holds more than (Q1): some numbers are farther off than (Q1) allows, or nothing was quantised again."""
+    r"""(Q6); some numbers are farther off than (Q1) allows, or nothing was quantised again."""
     W, _ = weights(3, (300, 140))  # 657 blocks: two groups of 256, and a shorter one that ends with a shorter block
     W *= np.exp(np.random.default_rng(4).standard_normal((300, 1)))  # scales that differ
     once, twice = quantised(W, "nf4"), doubly_quantised(W)

@@ -12,8 +12,8 @@ Of an orthonormal basis Q of it, $H = Q^TGQ$ is kept, whose eigenvalues θ and e
 vectors Qy. A step costs two products of D with b columns. When Q has 4b columns, it starts anew from the 2b best Ritz
 vectors and the next block, which still spans a Krylov space (thick restart): neither Q nor H grows with the steps.
 
-**When it ends.** $E = \sum_{i\le r}\theta_i$ never falls and is never above $\sum_{i\le r}\sigma_i^2$ (Ky Fan 1949), so an
-approximation is never said to be better than it is. It ends when a step adds less than 10⁻⁹ of what is left out,
+**When it ends.** $E = \sum_{i\le r}\theta_i$ never falls and is never above $\sum_{i\le r}\sigma_i^2$ (Ky Fan 1949), so
+an approximation is never said to be better than it is. It ends when a step adds less than 10⁻⁹ of what is left out,
 
 $$E_t - E_{t-1} \le 10^{-9}\,\bigl(\lVert D\rVert_F^2 - E_t\bigr) \tag{K3}$$
 
@@ -32,7 +32,7 @@ import numpy as np
 
 from ..engine.arrays import Array, row_blocks
 
-MORE, WIDE, SETTLED, LOST, ENTRIES = 8, 4, 1e-9, 1e-13, 1 << 20  # columns beyond r; the basis, in blocks; (K3)
+MORE, WIDE, SETTLED, LOST, ENTRIES = 8, 4, 1e-9, 1e-13, 1 << 19  # columns beyond r; the basis, in blocks; (K3)
 
 
 def leading(D: Array, rank: int, rng: np.random.Generator) -> tuple[Array, Array, Array]:

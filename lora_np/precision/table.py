@@ -3,7 +3,7 @@ r"""What few bits leave of a small update, as a table: `python -m lora_np.precis
     W    (256, 256)  normal, standard deviation 0.02, seed 0
     ΔW   (256, 256)  B·A of rank 8, both normal, seed 1, scaled to 1 % of W, root mean square
 
-All columns but the first two are shares of ΔW, root mean square: (Q3) both orders, (Q4) a merge into the requantised base.
+All columns but the first two are shares of ΔW, root mean square: (Q3) both orders, (Q4) into the requantised base.
 """
 
 from __future__ import annotations
