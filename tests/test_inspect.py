@@ -82,7 +82,7 @@ def test_each_oddity_is_found_and_said(tmp_path: Path, kind: str) -> None:
     assert all(finding["what"] and finding["where"] and finding["todo"] for finding in found["findings"])
     code, said = said_by("inspect", tmp_path / "adapter", "--base", base)
     assert code == 1
-    assert "1 findings" in said
+    assert "\n1 finding\n" in said
 
 
 def test_a_folder_without_weights_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

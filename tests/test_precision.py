@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import itertools
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from lora_np.precision import KINDS, NF4, Quantised, bases, drift, orders, quantised, sizes_swallowed, swallowed
-from lora_np.precision.quantization import BLOCK, normal_float
+from lora_np.precision import (
+    KINDS,
+    NF4,
+    Quantised,
+    bases,
+    doubly_quantised,
+    drift,
+    orders,
+    quantised,
+    sizes_swallowed,
+    swallowed,
+)
+from lora_np.precision.quantization import BLOCK, GROUP, normal_float
 
-# Dettmers et al. 2023, arXiv:2305.14314v1, appendix E, as printed: made in float32, so 2^-24 of each may be off.
+# Dettmers et al. 2023, arXiv:2305.14314v1, appendix E, as printed: made in float32, so 2^-24 of each may be off;
+# bitsandbytes has the same 16 numbers (csrc/kernels.cu).
 PRINTED = [
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
     -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
@@ -167,3 +181,39 @@ def test_a_checker_of_bounds_sees_a_number_that_is_one_level_off() -> None:
     right = quantised(W, "nf4")
     wrong = Quantised("nf4", np.roll(right.numbers, 1, axis=0), right.codes, right.bound, right.bits)
     assert (abs(W - wrong.numbers) > wrong.bound).any()
+
+
+def test_scales_in_8_bits_cost_an_eighth_of_their_bits_and_stay_within_their_bound() -> None:
+    r"""(Q6); some numbers are farther off than (Q1) allows, or nothing was quantised again."""
+    W, _ = weights(3, (300, 140))  # 657 blocks: two groups of 256, and a shorter one that ends with a shorter block
+    W *= np.exp(np.random.default_rng(4).standard_normal((300, 1)))  # scales that differ
+    once, twice = quantised(W, "nf4"), doubly_quantised(W)
+    assert (once.bits, twice.bits) == (4.5, 4.0 + 8 / 64 + 32 / (64 * 256))
+    assert np.array_equal(once.codes, twice.codes)
+    off = abs(W - twice.numbers)
+    assert (off <= twice.bound).all()
+    assert (off > once.bound).any()
+
+
+def test_scales_that_are_all_the_same_or_zero_are_kept_as_they_are() -> None:
+    for W in (np.zeros((3, 50)), np.tile([[3.0, -1.0]], (5, 64))):
+        np.testing.assert_allclose(doubly_quantised(W).numbers, quantised(W, "nf4").numbers, rtol=1e-15)
+
+
+def test_a_scale_is_off_by_half_a_step_of_its_group_and_no_group_feels_another() -> None:
+    """Each block is its scale alone, and level 1 of it is the scale that was kept."""
+    scale = np.concatenate([np.linspace(1.0, 2.0, GROUP), np.linspace(90.0, 100.0, GROUP)])
+    W = np.zeros((len(scale), BLOCK))
+    W[:, 0] = scale
+    off = abs(doubly_quantised(W).numbers[:, 0] - scale).reshape(2, GROUP).max(axis=1)
+    step = abs(scale - scale.mean()).reshape(2, GROUP).max(axis=1) / 127
+    assert (off <= 0.5 * step).all()
+    assert (off > 0.4 * step).all()
+
+
+def test_the_table_of_the_page_is_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "precision.md").read_text(encoding="utf-8")
+    runpy.run_module("lora_np.precision", run_name="__main__")
+    said = page.partition("<!-- precision: table -->\n")[2].partition("<!-- end -->")[0]
+    assert capsys.readouterr().out == said
+    assert "| nf4 |" in said

@@ -1,7 +1,7 @@
 """What few bits do to an update: numbers of 16, 8 and 4 bits, and merging, unmerging and quantising in them."""
 
 from .lab import Bases, Drift, bases, drift, orders, sizes_swallowed, swallowed
-from .quantization import KINDS, NF4, Quantised, normal_float, quantised
+from .quantization import KINDS, NF4, Quantised, doubly_quantised, normal_float, quantised
 
 __all__ = [
     "KINDS",
@@ -10,6 +10,7 @@ __all__ = [
     "Drift",
     "Quantised",
     "bases",
+    "doubly_quantised",
     "drift",
     "normal_float",
     "orders",

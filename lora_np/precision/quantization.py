@@ -12,8 +12,16 @@ $$\hat W = a\,c_{q},\quad q = \arg\min_i |W/a - c_i|,\qquad
 since W/a lies between two neighbours and the nearer one is at most half their gap away. At the middle of a gap it is
 reached. int8 is the same with 255 levels k/127.
 
-Source: Dettmers et al. 2023, arXiv:2305.14314 (QLoRA), section 3 and appendix E; the scale is kept in float64 here,
-and is itself quantised there ("double quantisation"), which is another error beside this one.
+**Double quantisation.** The scales of NF4 cost 32/64 = 0.5 bits a number. In groups of 256, with m the mean of all and
+g the largest |a − m| of a group, they are kept in 8 bits, for 8/64 + 32/(64·256) = 0.127 bits:
+
+$$\hat a = \max\bigl(0,\ m + g\,k/127\bigr),\quad k = \mathrm{round}\bigl(127\,(a - m)/g\bigr),\qquad
+  |W - \hat a\,c_q| \le \underbrace{|W - a\,c_q|}_{\le (Q1)} + \frac{g}{254}\,|c_q| \tag{Q6}$$
+
+for a, which is not negative, is nearer to max(0, x) than to a negative x, and q is chosen with a itself.
+
+Source: Dettmers et al. 2023, arXiv:2305.14314 (QLoRA), section 3 and appendix E. There the second quantisation is to
+8-bit floats; here it is to 8-bit whole numbers, of which (Q6) is the bound.
 """
 
 from __future__ import annotations
@@ -28,7 +36,7 @@ from ..formats.tensors import dtype_of
 from ..rounding import rounded, spacing, unit_roundoff
 
 KINDS = ("float16", "bfloat16", "int8", "nf4")
-BLOCK = 64  # numbers that share one scale in NF4
+BLOCK, GROUP = 64, 256  # numbers that share one scale in NF4, and scales that share one of theirs
 
 
 def normal_float(bits: int = 4) -> Array:
@@ -87,15 +95,39 @@ def quantised(W: Array, kind: str) -> Quantised:
     if kind == "int8":
         return _levels(kind, W, W, INT8, 8.0 + 32.0 / W.shape[1])
     if kind == "nf4":
-        blocks = np.zeros(-(-W.size // BLOCK) * BLOCK)
-        blocks[: W.size] = W.reshape(-1)
-        return _levels(kind, W, blocks.reshape(-1, BLOCK), NF4, 4.0 + 32.0 / BLOCK)
+        return _levels(kind, W, _blocks(W, BLOCK), NF4, 4.0 + 32.0 / BLOCK)
     dtype = dtype_of(kind)
     numbers = rounded(W.astype(np.float32), dtype)
     if not np.isfinite(numbers).all():
         raise ValueError(f"{kind} does not reach {abs(W).max():.4g}: its largest number is smaller")
     bound = 0.5 * spacing(abs(W), dtype) + unit_roundoff(np.float32) * abs(W)  # W goes through float32
     return Quantised(kind, numbers, W.astype(np.float32).astype(dtype).view(np.int16).astype(np.int64), bound, 16.0)
+
+
+def doubly_quantised(W: Array) -> Quantised:
+    """W (n, width) in NF4 with its scales in 8 bits, (Q6); raises ValueError as `quantised` does."""
+    once, rows = quantised(W, "nf4"), _blocks(np.asarray(W, np.float64), BLOCK)
+    scale = abs(rows).max(axis=1)
+    mean = float(scale.mean())
+    again = _blocks(scale - mean, GROUP)
+    widest = abs(again).max(axis=1, keepdims=True)
+    steps = np.rint(127.0 * again / np.where(widest > 0.0, widest, 1.0))
+    kept = np.maximum(0.0, mean + (widest * steps / 127.0).reshape(-1)[: scale.size])
+    off = np.repeat(widest, GROUP)[: scale.size] / 254.0 + 4.0 * unit_roundoff(np.float64) * (mean + scale)
+
+    def spread(array: Array) -> Array:
+        """One number a block, to all numbers of W."""
+        return np.repeat(array, BLOCK)[: once.codes.size].reshape(once.codes.shape)
+
+    level, bits = NF4[once.codes], 4.0 + 8.0 / BLOCK + 32.0 / (BLOCK * GROUP)
+    return Quantised("nf4 double", spread(kept) * level, once.codes, once.bound + spread(off) * abs(level), bits)
+
+
+def _blocks(array: Array, size: int) -> Array:
+    """The numbers of an array, `size` a row, the last row filled up with zeros."""
+    out = np.zeros(-(-array.size // size) * size)
+    out[: array.size] = array.reshape(-1)
+    return out.reshape(-1, size)
 
 
 def _levels(kind: str, W: Array, rows: Array, levels: Array, bits: float) -> Quantised:
