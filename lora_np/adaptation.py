@@ -31,6 +31,7 @@ from .engine.threads import worker_count
 from .evaluation import Classes, Judged
 from .evaluation import Text as Text
 from .files import digest, load_checkpoint, save_adapter, save_checkpoint
+from .generation import check_writes
 from .method import Method, one_of
 from .methods import adapt, name_of
 from .methods.classify import Classify
@@ -195,6 +196,7 @@ def adapt_to_file(
     one_of("task", task, TASKS)
     check_engine(engine or "threads", workers)
     if task == "text":
+        check_writes(base)
         _check(method, base, training)
     contents = read_once(path)
     if task == "text":

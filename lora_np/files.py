@@ -40,17 +40,25 @@ from .parameters import Arrays, parameters, walk, with_parameters
 from .wrappers import wrappers
 
 BASE = Path(__file__).parent / "pretrained"  # the base that ships
-MODEL = Kind("model", ("config.json", "model.safetensors"))
+MODEL = Kind("model", ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"))
 HEADER = "lora_np"  # of safetensors' own header: ours as JSON, in one key, because theirs keeps no order among several
 DIGEST = "sha256"  # in the header of every file written here, so that one flipped bit is seen
 ABOUT = "about"  # in the header of arrays that a JSON file beside describes: what it said when they were written
 
 
 def save_model(
-    folder: str | Path, model: Transformer, *, dtype: npt.DTypeLike = np.float32, overwrite: bool = False
+    folder: str | Path,
+    model: Transformer,
+    *,
+    dtype: npt.DTypeLike = np.float32,
+    overwrite: bool = False,
+    vocabulary: Mapping[str, bytes] | None = None,
 ) -> None:
-    """Write a plain model; raises ValueError for one that `load_model` would not read, an adapted one above all, and
-    FileExistsError for an existing folder."""
+    """Write a plain model, and beside it the files that `vocabularies.files_of` makes of its vocabulary.
+
+    Raises ValueError for a model that `load_model` would not read, an adapted one above all, and FileExistsError for an
+    existing folder.
+    """
     if found := wrappers(model):
         path, wrapper = next(iter(found.items()))
         raise ValueError(f"the model carries a {type(wrapper).__name__} at {path}: merge it, or save its adapter")
@@ -60,6 +68,8 @@ def save_model(
     with new_folder(folder, MODEL, overwrite=overwrite) as new:
         write_arrays(new / "model.safetensors", arrays, {ABOUT: json.dumps(config)})
         write_json(new / "config.json", config)
+        for name, content in (vocabulary or {}).items():
+            write_atomically(new / name, content)
 
 
 def _check_plain(model: Transformer) -> None:

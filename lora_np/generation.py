@@ -54,7 +54,10 @@ def generate(
 def check_writes(model: Transformer) -> None:
     """Raise ValueError for a model that does not predict what follows."""
     if model.config.classes or not model.config.causal:
-        raise ValueError(f"a model must be causal to write text, and this one ({model.config.architecture}) is not")
+        raise ValueError(
+            f"a model must be causal to write text, and this one ({model.config.architecture}) is not: "
+            "labels it can learn (--task classify)"
+        )
 
 
 def sample(logits: Array, temperature: float, rng: np.random.Generator | None) -> int:

@@ -5,11 +5,12 @@ r"""Models of other software as ours: folders of transformers, GGUF files of Lla
 A file is held against the skeleton before one number is read: every array must be there, in its shape, and no other;
 and what the arrays will take is predicted, and refused where there is not so much memory. What a table of
 `lora_np.formats.names` knows and this model has no place for, the heads with which an encoder guesses hidden words, is
-left out.
+left out, and a warning says so.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from .engine.memory import available_bytes
 from .formats import names
 from .formats.disk import only, shown
 from .formats.folders import gguf_file, npz_file
-from .formats.gguf import open_gguf
+from .formats.gguf import check_kinds, open_gguf
 from .formats.huggingface import open_model
 from .formats.npz import open_npz
 from .formats.tensors import Tensor
@@ -105,6 +106,7 @@ def load_foreign(
     found = {name: tensor for name, tensor in foreign.tensors.items() if name in expected or not _unused(name)}
     _check_shapes(found, expected, foreign)
     check_memory(foreign, np.dtype(dtype), held)
+    _warn_of_left_out(foreign)
     model = with_parameters(skeleton(foreign.config, dtype), _read(found, foreign, np.dtype(dtype), held))
     if not classes:
         return model
@@ -172,6 +174,7 @@ def _opened_gguf(path: Path) -> Foreign:
     kind = settings.get("general.architecture")
     if kind != "llama":
         raise ValueError(f"{path}: general.architecture must be llama to be read here, got {shown(kind)}")
+    check_kinds(path, tensors)
     if "rope_freqs.weight" in tensors or settings.get("llama.rope.scaling.type", "none") != "none":
         raise ValueError(f"{path}: its rotary positions are scaled, which is not read")
     sizes: dict[str, Any] = {name: settings.get(f"llama.{theirs}") for name, theirs in SETTINGS.items()}
@@ -212,6 +215,16 @@ def _opened_npz(path: Path) -> Foreign:
 
 
 # -------------------------------------------------------------------------------------------------------- arrays
+
+
+def _warn_of_left_out(foreign: Foreign) -> None:
+    """Warn of a head that guesses hidden words, which was trained and is not read."""
+    if dropped := [name for name in foreign.tensors if name.startswith(LEFT_OUT[1])]:
+        warnings.warn(
+            f"{foreign.path}: its head that guesses hidden words ({', '.join(dropped)}) is left out: nothing here "
+            "trains or asks one",
+            stacklevel=3,
+        )
 
 
 def _unused(name: str) -> bool:

@@ -5,11 +5,13 @@ r"""The tokenizer of a model, by one door: bytes for ours, its own vocabulary fo
     .npz file                     pairs of characters, in NAME.tokenizer.json beside NAME.npz
     any other, or none            bytes
 
+A folder of ours has a tokenizer.json where an adapter was merged into a base that brought a vocabulary: see `files_of`.
 The mark that ends a text, starts a sequence and pads a batch is the vocabulary's own end, or [SEP].
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,7 @@ from .formats.folders import gguf_file, is_foreign, npz_file
 from .installed import base_path
 from .tokenizers import ByteTokenizer, Tokenizer
 
+VOCABULARY, ABOUT = "tokenizer.json", "tokenizer_config.json"
 ENDS = ("eos_token", "sep_token")  # of tokenizer_config.json, the first that is there
 PRETOKENIZERS = ("gpt-2", "default", "smollm")  # how GGUF files say what is cut apart before pairs are joined
 SPECIAL = ("<pad>", "<unk>", "<bos>", "<eos>")  # the first ids of a vocabulary of characters, glassllm's
@@ -92,7 +95,7 @@ def tokenizer_of(folder: str | Path | None, config: TransformerConfig | None = N
     the vocabulary of `config`.
     """
     path = None if folder is None else base_path(folder)
-    if path is None or not is_foreign(path):
+    if path is None or not (is_foreign(path) or (path / VOCABULARY).exists()):
         return ByteTokenizer()
     if gguf := gguf_file(path):
         found = _of_gguf(gguf)
@@ -104,6 +107,14 @@ def tokenizer_of(folder: str | Path | None, config: TransformerConfig | None = N
             "together"
         )
     return found
+
+
+def files_of(tokenizer: Tokenizer) -> dict[str, bytes]:
+    """The files beside a model from which `tokenizer_of` makes this tokenizer again; none for bytes."""
+    if not isinstance(tokenizer, FileTokenizer):
+        return {}
+    about = {ENDS[0]: tokenizer.library.id_to_token(tokenizer.end)}
+    return {VOCABULARY: tokenizer.library.to_str(pretty=True).encode(), ABOUT: json.dumps(about, indent=2).encode()}
 
 
 def begun(tokenizer: Tokenizer, text: str) -> NDArray[np.int64]:
@@ -122,7 +133,7 @@ def _library() -> Any:
 
 
 def _of_folder(folder: Path) -> FileTokenizer:
-    path = folder / "tokenizer.json"
+    path = folder / VOCABULARY
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing: a model of other software needs its tokenizer beside it")
     package, data = _library(), read_regular(path).data
@@ -144,7 +155,7 @@ def _made(path: Path, make: Callable[[], Any]) -> Any:
 
 def _end(folder: Path, library: Any) -> int:
     """The id of the end: as tokenizer_config.json names it, or config.json numbers it."""
-    about = folder / "tokenizer_config.json"
+    about = folder / ABOUT
     named: Mapping[str, Any] = read_json(about) if about.exists() else {}
     for role in ENDS:
         token = named.get(role)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from builders import hashes, model
+from formats_files import write_file
 
 from lora_np.adaptation import DataConfig, Interrupted, adapt_to_file, read_file
 from lora_np.cases.models import METHOD_CASES
@@ -19,6 +20,8 @@ from lora_np.config import READS, TransformerConfig, maps, parameter_count
 from lora_np.data import read_classes
 from lora_np.evaluation import Classes, logits_of
 from lora_np.files import load_adapter, load_model, save_adapter, save_model
+from lora_np.formats import names
+from lora_np.formats.huggingface import config_json
 from lora_np.methods import adapt, described, method_from
 from lora_np.methods.classify import Classify, HeadOnly
 from lora_np.methods.lora import LoraConfig
@@ -241,6 +244,40 @@ def test_a_vocabulary_lays_two_texts_out_and_tells_them_apart_by_type() -> None:
     assert types.tolist() == [0, 0, 0, 0, 0, 0, 1, 1]
     assert FileTokenizer(made, 1, 6).classified("a b a b", "c", 6)[0].tolist() == [0, 3, 4, 1, 5, 1]
     assert len(FileTokenizer(made, 1, 6).classified("a b a b", "c")[0]) == 8  # nothing stays behind
+
+
+def test_an_encoder_of_theirs_learns_labels_and_its_merged_model_says_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A BERT folder as transformers writes it; the merged model must read words, as the adapter's base does."""
+    library = pytest.importorskip("tokenizers")
+    monkeypatch.chdir(tmp_path)
+    words = ["[CLS]", "[SEP]", "[UNK]", "no", "is", "grim", "bright", "so", *map(str, range(60))]
+    made = library.Tokenizer(library.models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    made.pre_tokenizer = library.pre_tokenizers.BertPreTokenizer()
+    made.post_processor = library.processors.BertProcessing(("[SEP]", 1), ("[CLS]", 0))
+    sizes = {"causal": False, "types": 2, "eps": 1e-12, "vocab": len(words)}
+    node = base(architecture="bert", **sizes)
+    about = {name: getattr(node.config, name) for name in ("vocab", "context", "d_model", "layers", "heads", "d_ff")}
+    Path("theirs").mkdir()
+    write_file(Path("theirs/model.safetensors"), names.theirs(parameters(node), "bert", node.config.layers))
+    config = config_json({**about, "causal": False, "tied": True, "eps": 1e-12, "mlp": "gelu"}, "bert")
+    Path("theirs/config.json").write_text(json.dumps(config))
+    made.save("theirs/tokenizer.json")
+    Path("theirs/tokenizer_config.json").write_text('{"sep_token": "[SEP]"}')
+    Path("labels.tsv").write_text("".join(f"{e.prompt}\t{e.reference}\n" for e in texts()))
+    line = "adapt labels.tsv --out a --base theirs --task classify --rank 2 --steps 5 --batch-size 8"
+    assert code_of(line.split()) == 0
+    assert code_of(["merge", "a", "--base", "theirs", "--out", "m"]) == 0
+    assert code_of(["verify", "a", "m", "--base", "theirs"]) == 0
+    assert "EQUAL" in capsys.readouterr().out
+    said = []
+    for place in ("--base theirs --adapter a", "--base m"):
+        assert code_of([*f"generate {place}".split(), "--prompt", "no 7 is bright"]) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1]
+    Path("m/tokenizer.json").unlink()  # contrast: bytes are no words of it
+    assert code_of(["generate", "--base", "m", "--prompt", "no 7 is bright"]) == 2
 
 
 def test_labels_are_those_of_the_file_in_order_and_must_be_two_or_more_and_few() -> None:

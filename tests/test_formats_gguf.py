@@ -13,8 +13,9 @@ from formats_files import gguf_bytes, numbers, refused
 
 gguf = pytest.importorskip("gguf", reason="the extra 'checkpoints' is not installed")
 
+from lora_np.cli import code_of  # noqa: E402
 from lora_np.formats.adapters import read_adapter  # noqa: E402
-from lora_np.formats.gguf import KEPT, open_gguf  # noqa: E402
+from lora_np.formats.gguf import KEPT, check_kinds, open_gguf  # noqa: E402
 
 RNG = np.random.default_rng(0)
 ABOUT = {"general.type": "adapter", "adapter.type": "lora", "general.architecture": "llama", "adapter.lora.alpha": 6.0}
@@ -74,6 +75,26 @@ def test_quantised_blocks_are_dequantised_row_by_row_when_they_are_used(tmp_path
     np.testing.assert_array_equal(
         tensors["a"].numbers(block // 2, block + 3), whole.reshape(-1)[block // 2 : block + 3]
     )
+
+
+@pytest.mark.parametrize(("kind", "block", "size"), [("Q8_1", 32, 40), ("Q8_K", 256, 292)])
+def test_blocks_that_the_package_cannot_dequantise_are_refused_by_name(
+    tmp_path: Path, kind: str, block: int, size: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]] == (block, size)
+    arrays = {
+        "plain": (numbers(RNG, 2, 4, dtype="float32"), "F32"),
+        "blk.0.attn_q.weight": (np.zeros((2, size), np.uint8), kind),
+    }
+    path = written(tmp_path / "f.gguf", arrays)
+    tensors, _ = open_gguf(path)  # what is not used may be of any type
+    assert (np.asarray(tensors["plain"]) == arrays["plain"][0]).all()
+    refused(lambda: np.asarray(tensors["blk.0.attn_q.weight"]), f"{path}: blocks of type {kind} are not read")
+    assert code_of(["generate", "--base", str(path), "--prompt", "a"]) == 2
+    said = capsys.readouterr().err
+    assert f"'blk.0.attn_q.weight': blocks of type {kind} are not read" in said
+    assert said.count("\n") == 1
+    check_kinds(path, open_gguf(written(tmp_path / "g.gguf", {"a": (np.zeros((1, 34), np.uint8), "Q8_0")}))[0])
 
 
 def draw(*shape: int) -> np.ndarray:

@@ -14,6 +14,7 @@ from builders import model, tokens_of
 from formats_files import write_file
 
 from lora_np import loading
+from lora_np.cli import code_of
 from lora_np.config import TransformerConfig
 from lora_np.files import digest, load_model, save_model
 from lora_np.formats import names
@@ -144,6 +145,34 @@ def test_an_encoder_without_a_head_gets_one_on_request(tmp_path: Path) -> None:
     }
     with pytest.raises(ValueError, match="pass rng"):
         load_foreign(tmp_path, classes=5)
+
+
+@pytest.mark.parametrize(("family", "theirs"), [("bert", "cls.predictions.bias"), ("roberta", "lm_head.bias")])
+def test_a_head_that_guesses_hidden_words_is_not_left_out_in_silence(family: str, theirs: str, tmp_path: Path) -> None:
+    node = stored(tmp_path, family)
+    plain = load_model(tmp_path)  # contrast: no warning, which would be an error here
+    (tmp_path / "model.safetensors").unlink()
+    arrays = names.theirs(parameters(node), family, 2) | {theirs: np.zeros(SIZES["vocab"], np.float32)}
+    write_file(tmp_path / "model.safetensors", arrays)
+    with pytest.warns(UserWarning, match=r"head that guesses hidden words \(masked.b\) is left out"):
+        read = load_model(tmp_path)
+    assert digest(read) == digest(plain)
+
+
+def test_of_an_encoder_only_labels_are_learned_and_a_command_says_so_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    node = model(dtype=np.float32, **{**SIZES, **FAMILIES["bert"], "classes": 0, "vocab": 256})
+    save_model(tmp_path / "base", node)
+    (tmp_path / "pairs.tsv").write_text("a\tb\n" * 20)
+    line = ["adapt", str(tmp_path / "pairs.tsv"), "--base", str(tmp_path / "base"), "--out", str(tmp_path / "out")]
+    assert code_of([*line, "--steps", "1", "--rank", "2"]) == 2
+    said = capsys.readouterr().err
+    assert "a model must be causal to write text, and this one (bert) is not" in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "pairs.tsv").write_text("a\tb\nb\ta\n" * 10)
+    assert code_of([*line, "--steps", "1", "--rank", "2", "--task", "classify"]) == 0  # contrast
 
 
 # ---------------------------------------------------------------------------------------------------------- GGUF

@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders import config
+from builders import config, model
 
 from lora_np.adaptation import Text
+from lora_np.files import load_config, save_model
 from lora_np.formats import gguf
 from lora_np.tasks import Example
 from lora_np.tokenizers import ByteTokenizer, Tokenizer, byte_count
 from lora_np.training import evaluate
-from lora_np.vocabularies import FileTokenizer, begun, tokenizer_of
+from lora_np.vocabularies import FileTokenizer, begun, files_of, tokenizer_of
 
 library = pytest.importorskip("tokenizers", reason="the extra 'checkpoints' is not installed")
 
@@ -149,6 +150,25 @@ def test_the_vocabulary_of_a_gguf_file_gives_the_same_tokens(folder: Path, monke
         found.encode(END)
     monkeypatch.setattr(gguf, "open_gguf", lambda path, whole: ({}, settings(pre="smollm")))
     assert len(tokenizer_of("model.gguf").encode("1234")) == 4  # digit by digit
+
+
+@pytest.mark.parametrize("of_gguf", [False, True])
+def test_a_vocabulary_written_beside_a_model_of_ours_is_read_again(
+    of_gguf: bool, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gguf, "open_gguf", lambda path, whole: ({}, settings(pre="smollm")))
+    first = tokenizer_of("model.gguf" if of_gguf else folder)
+    save_model(tmp_path / "ours", model(0, vocab=first.vocab), vocabulary=files_of(first))
+    again = tokenizer_of(tmp_path / "ours", load_config(tmp_path / "ours"))
+    assert isinstance(again, FileTokenizer)
+    assert (again.end, again.vocab) == (first.end, first.vocab)
+    for text in (*TEXTS, "12 34é"):
+        assert np.array_equal(again.encode(text), first.encode(text))
+        assert np.array_equal(begun(again, text), begun(first, text))
+        assert again.decode(again.encode(text)) == text
+    save_model(tmp_path / "ours", model(0, vocab=256), overwrite=True)  # which knows its files, and leaves none behind
+    assert isinstance(tokenizer_of(tmp_path / "ours"), ByteTokenizer)
+    assert files_of(ByteTokenizer()) == {}
 
 
 WRONG = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -128,10 +129,21 @@ def merge(
         raise ValueError("--recipe, --alpha, --dtype and --shard belong to adapters of other programs: leave them out")
     model, _ = load_adapter(adapter, held_base(base, base_dtype))
     found = wrappers(model)
-    save_model(out, merge_whole(model) if found else model, overwrite=overwrite)
+    save_model(out, merge_whole(model) if found else model, overwrite=overwrite, vocabulary=vocabulary_of(base, model))
     what = f"merged {len(found)} adapted maps" if found else "nothing stood beside the base: wrote what was trained"
     say(f"{what} into {out}; lora-np verify {adapter} {out} checks {'them' if found else 'it'}")
     return 0
+
+
+def vocabulary_of(base: Path | None, model: Any) -> dict[str, bytes]:
+    """The files of this base's vocabulary; a warning where it cannot be read, since a merge needs none."""
+    from ..vocabularies import files_of, tokenizer_of
+
+    try:
+        return files_of(tokenizer_of(base, model.config))
+    except (OSError, ValueError, ImportError) as error:
+        warnings.warn(f"the merged model has no vocabulary, and reads bytes: {error}", stacklevel=2)
+        return {}
 
 
 @app.command(rich_help_panel="check")

@@ -59,7 +59,10 @@ class Quantised(Tensor):
         raw = self.file.read(self.start + first * self.size_of_block, (last - first) * self.size_of_block)
         if self.kind in PLAIN:
             return raw.view(self.dtype)
-        values = _dequantised(raw.reshape(last - first, self.size_of_block), self.kind)
+        try:
+            values = _dequantised(raw.reshape(last - first, self.size_of_block), self.kind)
+        except NotImplementedError:
+            raise ValueError(f"{self.file.path}: {_undone(self.kind)}") from None
         return values.reshape(-1)[start - first * self.block : stop - first * self.block]
 
 
@@ -67,11 +70,25 @@ def _dequantised(blocks: Array, kind: str) -> Array:
     package = _package()
     whole = len(blocks) // AT_ONCE * AT_ONCE
     parts = (blocks[:whole].reshape(-1, AT_ONCE * blocks.shape[1]), blocks[whole:].reshape(1, -1))
-    try:
-        found = [package.dequantize(part, package.GGMLQuantizationType[kind]) for part in parts if part.size]
-        return np.concatenate([part.reshape(-1) for part in found] or [np.zeros(0, np.float32)])
-    except NotImplementedError:
-        raise ValueError(f"numbers of type {kind} cannot be dequantised by the gguf package") from None
+    found = [package.dequantize(part, package.GGMLQuantizationType[kind]) for part in parts if part.size]
+    return np.concatenate([part.reshape(-1) for part in found] or [np.zeros(0, np.float32)])
+
+
+def _undone(kind: str) -> str:
+    return f"blocks of type {kind} are not read: the gguf package does not dequantise them"
+
+
+def check_kinds(path: Path, tensors: Tensors) -> None:
+    """Raise ValueError for the first tensor whose blocks the gguf package cannot dequantise, before one is read."""
+    done = set(PLAIN)
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Quantised) or tensor.kind in done:
+            continue
+        try:
+            _dequantised(np.zeros((1, tensor.size_of_block), np.uint8), tensor.kind)
+        except NotImplementedError:
+            raise ValueError(f"{path}: {shown(name)}: {_undone(tensor.kind)}") from None
+        done.add(tensor.kind)
 
 
 def _package() -> Any:
