@@ -48,10 +48,12 @@ def their_smollm2() -> Any:
     """Read by transformers itself, from the same GGUF file."""
     needs("torch", "transformers", "gguf")
     path = place("smollm2")
+    import torch
     import transformers
 
-    model = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name)
-    return model.float().eval()
+    model = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    assert {weights.dtype for weights in model.parameters()} == {torch.float32}
+    return model.eval()
 
 
 def gap(ours: Any, theirs: Any) -> float:
