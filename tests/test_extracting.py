@@ -2,7 +2,9 @@ r"""The best adapter of rank r of a full fine-tuning: as near as can be, and wha
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -239,3 +241,19 @@ def test_a_folder_of_weights_without_a_description_is_enough_for_peft(tmp_path: 
     base, after = base_of(tmp_path), tuned(tmp_path, of_rank(2))
     (base / "config.json").unlink()
     assert len(extract(base, after, 2, tmp_path / "out").matrices) == 5 * LAYERS + 1
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    base, after = base_of(tmp_path), tuned(tmp_path, of_rank(2))
+    before = {path.name for path in tmp_path.iterdir()}
+    monkeypatch.setattr(os, "fsync", full)
+    code, _ = said_by("extract", base, after, "--rank", "2", "--out", tmp_path / "out")
+    said = capsys.readouterr().err
+    assert (code, said.count("\n")) == (2, 1), said
+    assert "No space left on device" in said
+    assert {path.name for path in tmp_path.iterdir()} == before

@@ -30,3 +30,13 @@ def test_the_commands_print_what_the_page_says(tmp_path: Path, monkeypatch: pyte
     assert codes == [0, 1, 0, 0]
     assert shown(printed.getvalue()) == shown(block("merges: output", "text"))
     assert "<svg" in (tmp_path / "wrong.html").read_text(encoding="utf-8")
+
+
+def test_a_base_and_a_merge_that_are_swapped_are_called_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An honest merge was rounded, so the base is not the merge minus the update, to the last bit."""
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block("merges: files", "python"), "page", "exec"), {})
+    assert code_of(["verify", "adapter", "base", "--base", "merged"]) == 1
+    assert "the base and the merged files are swapped" in capsys.readouterr().out

@@ -242,7 +242,15 @@ def name_of(case: Case) -> tuple[str, str]:
         for name, (words, guess) in FAULTS.items():
             if any(case.wrong(update) == 0.0 for update in guess(case)):
                 return name, words
-        return _requantised(case) or _twice(case) or _measured(case) or _another(case) or ("", "")
+        return _exchanged(case) or _requantised(case) or _twice(case) or _measured(case) or _another(case) or ("", "")
+
+
+def _exchanged(case: Case) -> tuple[str, str] | None:
+    """Is the base an honest merge into what was found? It was rounded then, so `_negative` need not hold."""
+    other = dataclasses.replace(case, W=case.found, found=case.W)
+    if case.update.start is None and other.wrong(case.update) == 0.0:
+        return "sign", FAULTS["sign"][0]
+    return None
 
 
 class Once(Tensor):
