@@ -24,7 +24,6 @@ from lora_np.precision import (
 from lora_np.precision.quantization import BLOCK, GROUP, normal_float
 
 # Dettmers et al. 2023, arXiv:2305.14314v1, appendix E, as printed: made in float32, so 2^-24 of each may be off;
-# bitsandbytes has the same 16 numbers (csrc/kernels.cu).
 PRINTED = [
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
     -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
