@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,13 @@ def begun(*arguments: Any, cwd: Path, before: str = AS_FROM_A_TERMINAL, **settin
     """`lora-np` with these arguments, which has begun to be."""
     line = [sys.executable, "-c", before + COMMAND, *map(str, arguments)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **settings}
-    return subprocess.Popen(line, cwd=cwd, text=True, env={**os.environ, "PYTHONUTF8": "1"}, **pipes)
+    return subprocess.Popen(line, cwd=cwd, text=True, env=unmeasured({"PYTHONUTF8": "1"}), **pipes)
+
+
+def unmeasured(more: Mapping[str, str]) -> dict[str, str]:
+    """The environment without what makes a process measure its coverage: that takes a lock, and where a signal meets it
+    there, it never lets go."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")} | dict(more)
 
 
 def ended(*arguments: Any, cwd: Path, **settings: Any) -> tuple[int, str, str]:

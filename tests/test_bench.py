@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from commands import unmeasured
 
 from lora_np import bench as public
 from lora_np import progress
@@ -502,7 +503,8 @@ def test_a_child_imports_nothing_of_the_current_folder(tmp_path: Path, monkeypat
 def command(*arguments: str, **settings: Any) -> subprocess.Popen[str]:
     hurried = f"import lora_np.bench.measure as m; vars(m).update({HURRIED})"
     line = [sys.executable, "-c", f"{hurried}; from lora_np.cli import main; main()", "bench", *arguments]
-    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **settings)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(line, text=True, env=unmeasured({}), **pipes, **settings)
 
 
 def test_the_command_writes_its_folder_and_prints_json(
