@@ -128,6 +128,9 @@ def test_nbgrader_itself_tells_right_from_wrong_and_blank(tmp_path: Path) -> Non
     config = course / "nbgrader_config.py"
     config.write_text(config.read_text().replace("600", "20"))
     homes = {k: str(tmp_path / k) for k in ("HOME", "IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_DATA_DIR")}
+    for home in homes.values():
+        Path(home).mkdir()
+    homes["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # it calls programs by name
 
     def nbgrader(*arguments: str) -> None:
         command = [sys.executable, "-m", "nbgrader", *arguments]
