@@ -36,7 +36,7 @@ from .parameters import Arrays, walk, with_parameters
 Loss = Callable[[Arrays, Any, np.random.Generator], Any]
 
 # Multiply-adds of a forward pass of a batch: with fewer, its array operations are too short to share. Who makes the
-# shards unasked are threads at every size: worker processes were measured slower (`lora-np bench --engines`).
+# shards unasked are threads: worker processes gained an eighth at best (docs/bench.md), and lost on a busy machine.
 WORTH_A_SHARD = 1 << 28
 
 
