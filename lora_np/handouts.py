@@ -32,11 +32,6 @@ class Exercise:
     call: str
     check: str
 
-    @property
-    def blanks(self) -> str:
-        """The assignment that waits for an answer: `A, B = ..., ...`."""
-        return f"{', '.join(self.names)} = {', '.join('...' for _ in self.names)}"
-
 
 def exercise(source: str) -> Exercise | None:
     """The exercise in the source of a code cell, or None where there is none."""

@@ -13,7 +13,6 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -243,8 +242,3 @@ def _write(folder: Path, stem: str, arrays: Mapping[str, Numbers], metadata: Map
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-
-
-def canonical(leaves: Leaves) -> Leaves:
-    """The same with modules in the order of their names."""
-    return replace(leaves, modules=dict(sorted(leaves.modules.items())))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import math
 import statistics
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +20,6 @@ from ..generation import generate
 from ..method import Method
 from ..methods import method_from
 from ..model import Transformer
-from ..names import nearest_first
 from ..optimization import TrainingConfig
 from ..tasks import Batch, Example, encode, prompt_tokens
 from ..tasks.problems import Problem
@@ -42,13 +40,6 @@ def method_of(cell: Cell) -> Method:
     if cell.method in VARIANTS:
         return VARIANTS[cell.method](**cell.with_settings)
     return method_from({"method": cell.method, "settings": cell.with_settings})
-
-
-def check_names(names: Sequence[str], allowed: Mapping[str, Any], what: str) -> None:
-    """Raises ValueError, with the nearest names, for the first that is unknown."""
-    for name in names:
-        if name not in allowed:
-            raise ValueError(f"{what} must be of {nearest_first(name, allowed)}; got {name!r}")
 
 
 def training_of(cell: Cell, **changes: Any) -> TrainingConfig:
