@@ -43,9 +43,12 @@ beside the keys and the values, $[a, -c]\cdot[b, 1] = a\cdot b - c$.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any
+
+import numpy as np
 
 from ..engine.arrays import Array, array_module, largest, on_device
 from ..engine.differentiation import operation
@@ -219,9 +222,22 @@ def _blocks(Q: Array, K: Array, causal: bool) -> list[tuple[slice, slice]]:
 
 def _later(Q: Array, causal: bool) -> Array | None:
     """−∞ above the diagonal, for the square at the end of a block of scores; None where nothing is hidden."""
-    xp, queries = array_module(Q), Q.shape[3]
-    n = queries if on_device(Q) else min(QUERIES, queries)
-    return xp.triu(xp.full((n, n), -math.inf, dtype=Q.dtype), 1) if causal and queries > 1 else None
+    queries = Q.shape[3]
+    if not causal or queries == 1:
+        return None
+    return _above(queries, Q.dtype, array_module(Q)) if on_device(Q) else _above_here(min(QUERIES, queries), Q.dtype)
+
+
+def _above(n: int, dtype: Any, xp: Any) -> Array:
+    return xp.triu(xp.full((n, n), -math.inf, dtype=dtype), 1)
+
+
+@functools.lru_cache(maxsize=2 * QUERIES)
+def _above_here(n: int, dtype: Any) -> Array:
+    """The same square for every call of a step: making it took as long as adding it."""
+    square = _above(n, dtype, np)
+    square.flags.writeable = False
+    return square
 
 
 def _hide(p: Array, shared: int, later: Array | None, mask: Array | None) -> None:
