@@ -81,7 +81,11 @@ def _replaced(node: Any, new: Mapping[str, Any], path: str, *, check_shape: bool
     for key, value in new.items():
         name, _, rest = key.partition(".")
         by_child.setdefault(name, {})[rest] = value
-    children = dict(_children(node))
+    if isinstance(node, tuple):
+        children = {str(index): child for index, child in enumerate(node)}
+    else:  # every step passes here: only what is asked for is looked at
+        fields = getattr(node, "__dataclass_fields__", {})
+        children = {name: getattr(node, name) for name in by_child if name in fields}
     if not by_child.keys() <= children.keys():
         unknown = min(by_child.keys() - children.keys())
         raise ValueError(f"{path or type(node).__name__} has no part named {unknown!r}")

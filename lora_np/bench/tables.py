@@ -121,12 +121,13 @@ def _engine_table(report: BenchReport) -> Table:
             _seconds(m.median),
             str(ratio(m, s.lora)),
             _megabytes(m.peak),
-            "yes" if m.result == s.lora.result else "NO",
+            "yes" if m.result == s.engines[0].result else "NO",
         )
         for s in report.sizes
         for m in s.engines
     ]
-    return "The same LoRA step by engine", head, rows
+    shards = worker_count(report.config.workers)
+    return f"The same LoRA step by engine, each in {shards} shard{'s' * (shards > 1)}", head, rows
 
 
 def _generation_table(report: BenchReport) -> Table:

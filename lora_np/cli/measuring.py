@@ -72,7 +72,7 @@ def bench(
     base: Base = None,
     seq: Annotated[int, typer.Option(help="With --base: tokens of a sequence.")] = 64,
     peers: Annotated[
-        bool, typer.Option("--peers", help="PyTorch with PEFT (lora_np[parity]), torch.compile, JAX.")
+        bool, typer.Option("--peers", help="PyTorch with PEFT, torch.compile, JAX (lora_np[peers]).")
     ] = False,
     engines: Annotated[bool, typer.Option("--engines", help="The step by each engine as well.")] = False,
     growth: Annotated[bool, typer.Option("--growth", help="How time and memory grow with each size.")] = False,
