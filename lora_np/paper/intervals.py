@@ -1,4 +1,4 @@
-r"""How far a mean of a few values, or a share of many, may be off by chance: the 95 % intervals of Student and Wilson."""
+r"""How far a mean of a few values, or a share of many, may be off by chance: 95 % intervals."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def score_sentences(problems: Sequence[Problem], texts: Sequence[str]) -> Scores
 
 
 def said_slots(problems: Sequence[Problem], texts: Sequence[Sequence[str]]) -> Scores:
-    """Of texts, any number for each problem: which say a slot's value, all of them, and values that are not the slot's."""
+    """Of texts, any number a problem: how many values they say, how many that are not theirs, which say every slot."""
     said: dict[str, list[bool]] = {}
     other: list[bool] = []
     whole: list[bool] = []
@@ -147,7 +147,7 @@ def part_tables(path: Path, held_out: int, examples: int | None) -> tuple[Exampl
 
 
 def score_queries(problems: Sequence[Problem], texts: Sequence[str]) -> Scores:
-    """The shares of queries that read as their reference, that are the same logical form, and that have a part right."""
+    """The shares of queries that read as their reference, are the same logical form, or have a part right."""
     wrong = [wrong_parts(p.reference, text) for p, text in zip(problems, texts, strict=True)]
     exact = [" ".join(p.reference.split()) == " ".join(text.split()) for p, text in zip(problems, texts, strict=True)]
     columns = set(PARTS[1:3])

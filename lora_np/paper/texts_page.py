@@ -61,13 +61,12 @@ def table(columns: dict[str, Scores]) -> list[str]:
 def notes(found: Sequence[Written]) -> list[str]:
     """What the figures are, and what training took."""
     lines = ["In brackets the 95 % interval of Wilson; of one run of one seed, over the prompts that were drawn."]
-    for one in found:
-        if one.seconds_a_step is not None and one.peak_bytes is not None:
-            lines.append(
-                f"{one.name}: {one.trained:,} trained numbers, {one.seconds_a_step:.2f} s a step (median), "
-                f"{one.peak_bytes / 1e6:,.0f} MB at the peak of the process."
-            )
-    return lines
+    return lines + [
+        f"{one.name}: {one.trained:,} trained numbers, {one.seconds_a_step:.2f} s a step (median), "
+        f"{one.peak_bytes / 1e6:,.0f} MB at the peak of the process."
+        for one in found
+        if one.seconds_a_step is not None and one.peak_bytes is not None
+    ]
 
 
 def _shown(score: Share | float | str | None) -> str:

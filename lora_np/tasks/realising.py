@@ -4,8 +4,8 @@ r"""Does a text say a slot of its meaning? By rules that are written down here, 
 
 A text is read in lower case and without accents, as words; hyphens and apostrophes part them, £ is a word. Then
 
-    name, near, food …   the value's own words stand in the text, one after the other, a leading "the" aside
-    area, Type           the value, or a word of OWN
+    name, near …          the value's own words stand in the text, one after the other, a leading "the" aside
+    food, area, Type     the value, or a word of OWN
     price, rating        a word of OWN; or one of SHARED (high, low, average), which belongs to price or to rating,
                          whichever HEADS stand nearest to it: first in its clause, else in its sentence
     family friendly      yes: families or children are mentioned, and never with a negation beside them; no: they are
@@ -27,6 +27,7 @@ OWN: dict[str, dict[str, str]] = {
         "riverside": r"riverside|river side|rivers?|waterfront",
         "city centre": r"(city|town) cent(re|er)|cent(re|er) of (the )?(city|town|cambridge)|downtown|city",
     },
+    "food": {"english": r"english|british"},
     "type": {"coffee shop": r"coffee ?(shops?|house|place|bar)|coffee"},
     "price": {
         "cheap": r"cheap(ly|er|est)?|inexpensive(ly)?|affordabl[ey]|low cost",
@@ -34,11 +35,11 @@ OWN: dict[str, dict[str, str]] = {
         "high": r"expensive|pricey|costly|high end|upscale",
         "less than £ 20": r"(less|lower|cheaper) than (£ )?20|(under|below) (£ )?20|(£ )?20 or (less|under|below)",
         "£ 20 25": r"(£ )?20 (pounds )?((to|and|through|or) )?(£ )?25",
-        "more than £ 30": r"(more|higher|greater) than (£ )?30|(over|above) (£ )?30|(£ )?30 (or|and) (more|over|above|up)",
+        "more than £ 30": r"((more|higher|greater) than|over|above) (£ )?30|(£ )?30 (or|and) (more|over|above|up)",
     },
     "customer rating": {
         **{
-            f"{n} out of 5": rf"({n}|{word}) (stars? )?(out )?of (5|five)|({n}|{word}) (5|stars?)"
+            f"{n} out of 5": rf"({n}|{word}) (stars? )?(out )?of (5|five)|(?<!of )({n}|{word}) star(s|red)?|{n} 5"
             for n, word in ((1, "one"), (3, "three"), (5, "five"))
         },
     },
