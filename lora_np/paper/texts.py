@@ -81,6 +81,9 @@ class Plan:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "seeds", "held_out"):
             whole(name, getattr(self, name))
+        if self.examples is not None:
+            whole("examples", self.examples)
+        self.training(0)  # so that a rate of nothing is refused before any work
 
     @property
     def method(self) -> LoraConfig:
@@ -210,8 +213,8 @@ def run(
     check_writes(model)
     out.mkdir(parents=True, exist_ok=True)
     desk = Desk(plan, base, model, tokenizer_of(base, model.config), train, held_out, out, workers, at_once, say)
-    say(f"{len(train)} examples of {len(problems_of(train))} prompts to train on, {len(held_out)} of "
-        f"{len(desk.problems)} held out")  # fmt: skip
+    say(f"{len(train)} examples of {len(problems_of(train))} prompts to train on, {len(held_out)} examples of "
+        f"{len(desk.problems)} prompts held out")  # fmt: skip
     found = page(task, plan.commands(base), train, desk.problems, desk.results())
     write_atomically(out / PAGE, found.encode())
     return found

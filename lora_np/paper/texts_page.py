@@ -39,8 +39,8 @@ def page(
     title, without = task.without(list(train), problems)
     columns = {one.name: {"nats a token": f"{one.nats:.4f}", **task.score(problems, one.texts)} for one in found}
     lines = [f"# {task.name}: {task.about}", "", "```bash", *commands, "```", ""]
-    references = sum(len(problem.references) for problem in problems)
-    lines += [f"{len(train)} examples to train on; {references} of {len(problems)} prompts held out.", ""]
+    held_out = sum(len(problem.references) for problem in problems)
+    lines += [f"{len(train)} examples to train on; {held_out} examples of {len(problems)} prompts held out.", ""]
     lines += [*table({**columns, title: without}), "", *notes(found), ""]
     chosen = np.random.default_rng(0).choice(len(problems), min(SAMPLES, len(problems)), replace=False)
     lines += _rows(["prompt", "a reference", *(one.name for one in found), f"wrong in {found[-1].name}"])

@@ -124,7 +124,7 @@ def _mentions(words: Sequence[str]) -> Iterator[bool]:
         if re.fullmatch(ADULTS, word):
             yield True
         elif re.fullmatch(MENTIONED, word) or words[i : i + 2] == ["all", "ages"]:
-            start, stop = _around(i, words, SENTENCES | {"but"})
+            start, stop = _around(i, words, SENTENCES | {"but", ","})
             after = words[i + 1 : min(stop, i + 1 + AFTER)]
-            parted = next((k for k, w in enumerate(after) if w in (",", "and")), len(after))
+            parted = next((k for k, w in enumerate(after) if w == "and"), len(after))
             yield bool(NEGATED & {*words[max(start, i - BEFORE) : i], *after[:parted]})
