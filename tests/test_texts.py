@@ -218,7 +218,7 @@ def test_tables_and_questions_are_parted(desk: Path) -> None:
     asked = questions()
     train, held = part_tables(desk / "dev.jsonl", 5, 20)
     table_of = lambda e: e.reference.partition("Team ")[2]  # noqa: E731
-    assert len(held) == 5
+    assert len({e.prompt for e in held}) == len(held) == 5
     assert len(train) == 15
     assert not ({table_of(e) for e in train} & {table_of(e) for e in held}) - {""}
     assert not {e.prompt for e in train} & {e.prompt for e in held}

@@ -125,7 +125,7 @@ def _part(found: Sequence[bool]) -> float:
 def part_tables(path: Path, held_out: int, examples: int | None) -> tuple[Examples, Examples]:
     """(train, held out) of so many questions in all: whole tables in an order drawn by seed 0, the first held out.
 
-    The last table of each side is cut where the number is reached; a question that is held out is trained on nowhere.
+    The last table of each side is cut where the number is reached. A question is held out once, and trained on nowhere.
     """
     read = read_examples(path, "wikisql")
     about = [(str(record["table_id"]), " ".join(words_of(str(record["question"])))) for record in _records(path)]
@@ -134,11 +134,11 @@ def part_tables(path: Path, held_out: int, examples: int | None) -> tuple[Exampl
     for number, (table, _) in enumerate(about):
         asked[table].append(number)
     order = [asked[tables[i]] for i in np.random.default_rng(0).permutation(len(tables))]
-    held: list[int] = []
-    while order and len(held) < held_out:
-        held += order.pop(0)
-    held = held[:held_out]
-    known = {about[i][1] for i in held}
+    chosen: dict[str, int] = {}
+    while order and len(chosen) < held_out:
+        for i in order.pop(0):
+            chosen.setdefault(about[i][1], i)
+    held, known = list(chosen.values())[:held_out], set(chosen)
     rest = [i for table in order for i in table if about[i][1] not in known]
     train = rest[: None if examples is None else max(0, examples - len(held))]
     if len(held) < held_out or not train:
