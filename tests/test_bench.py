@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from builders import model
 from commands import unmeasured
 
 from lora_np import bench as public
@@ -34,6 +35,7 @@ from lora_np.cli import code_of
 from lora_np.costs import step_multiply_adds
 from lora_np.disk.marks import MARK
 from lora_np.figures.bench import time_and_memory
+from lora_np.files import save_model
 
 LITTLE = Size("little", 16, 2, 2, 4, 12, 32)  # a millisecond or two a step
 HURRIED = {"ROUND_SECONDS": 1e-3, "PAUSE": 0.0}  # figures that nobody will read need not be good ones
@@ -539,3 +541,24 @@ def test_an_interrupt_ends_every_process_and_leaves_nothing(tmp_path: Path) -> N
     assert progress.splitlines()[-1] == "lora-np: interrupted"
     assert not any(map(alive, pids))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_table_of_a_real_model_names_it_as_it_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lora_np import installed
+    from lora_np.bench.real import RealConfig, RealReport, table_of
+
+    save_model(tmp_path / "weights", model(dtype=np.float32))
+    monkeypatch.setattr(installed, "place_of", lambda name: tmp_path / "weights" if name == "smollm2" else None)
+    for base, name in (("smollm2", "smollm2"), (str(tmp_path / "weights"), "smollm2")):
+        config = RealConfig(base, batch=1, seq=4, rounds=1)
+        measured = tuple(Measured(task.workload, task.size, 8, (1.0,), 10**6, (), 0.5) for task in config.tasks)
+        report = RealReport(config, "a machine", measured)
+        title, _, rows = table_of(report)
+        assert title == f"A LoRA step on {name}, rank 8 on qv, 1 sequences of 4 tokens"
+        assert [row[0] for row in rows] == ["float32", "float16", "bfloat16"]
+        assert report.as_dict()["name"] == name
+    other = tmp_path / "other"
+    save_model(other, model(dtype=np.float32))
+    assert str(other) in table_of(RealReport(RealConfig(str(other), 1, 4), "a machine", measured))[0]

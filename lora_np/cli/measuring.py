@@ -79,7 +79,9 @@ def bench(
     rounds: Annotated[int | None, typer.Option(help="Of timing each in turn; 3, and 5 with --peers.")] = None,
     workers: Annotated[int | None, typer.Option(help="Threads; as many as cores when left out.")] = None,
     batch: Annotated[int | None, typer.Option(help="Sequences a step, instead of a size's own.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for bench.json, bench.md and bench.png.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for bench.json and bench.md, and bench.png without --base.")
+    ] = None,
     device: Device = "cpu",
     seed: Seed = 0,
     as_json: AsJson = False,
@@ -109,10 +111,10 @@ def bench(
     from ..progress import watch
 
     if base is not None:
-        if growth or out is not None or device != "cpu":
-            raise ValueError("--growth, --out and --device belong to --sizes: leave them out, or leave out --base")
+        if growth or device != "cpu":
+            raise ValueError("--growth and --device belong to --sizes: leave them out, or leave out --base")
         asked = RealConfig(str(base), batch or 4, seq, 5 if rounds is None else rounds, peers, workers, seed_of(seed))
-        return real_model_timed(asked, as_json=as_json)
+        return real_model_timed(asked, out, as_json=as_json, overwrite=overwrite)
     chosen = tuple(named_size(name.strip(), batch) for name in sizes.split(","))
     rounds = rounds if rounds is not None else 5 if peers else 3
     config = BenchConfig(chosen, rounds, peers, growth, engines, workers, device, seed_of(seed))
@@ -134,17 +136,25 @@ def bench(
     return 0
 
 
-def real_model_timed(config: Any, *, as_json: bool) -> int:
+def real_model_timed(config: Any, out: Path | None, *, as_json: bool, overwrite: bool) -> int:
     """A LoRA step on one real model, held in each type."""
-    from ..bench import bench_real, table_of
+    from ..bench import as_markdown, bench_real, table_of
+    from ..disk.folders import new_folder
     from ..progress import watch
 
-    report = bench_real(config, lambda lines, total: watch(lines, "timing", total, show=str))
+    with nullcontext() if out is None else new_folder(out, BENCH, overwrite=overwrite) as folder:
+        report = bench_real(config, lambda lines, total: watch(lines, "timing", total, show=str))
+        if folder is not None:
+            write_json(folder / "bench.json", report.as_dict())
+            page = as_markdown(report.machine, config.workers, config.rounds, [table_of(report)])
+            write_atomically(folder / "bench.md", page.encode())
     if as_json:
         say(json.dumps(report.as_dict(), indent=2))
         return 0
     say(report.machine)
     table(*table_of(report))
+    if out is not None:
+        say(f"the same in {out / 'bench.md'}")
     return 0
 
 
