@@ -42,6 +42,14 @@ METHODS: dict[str, type[Method]] = {
     "lora+": LoraPlus,
     "lora-fa": LoraFA,
 }
+"""Every method by its name: the class of its settings. An instance is what `adapt` applies to a model.
+
+>>> from lora_np import METHODS
+>>> METHODS["dora"](rank=2, targets="qkvo").rank
+2
+>>> sorted(name for name in METHODS if name.startswith("adapter"))
+['adapter-h', 'adapter-l', 'adapter-p']
+"""
 
 
 def adapt(model: Any, method: Method, rng: np.random.Generator | None) -> Any:
