@@ -23,6 +23,8 @@ from .docstrings import TAG, equations, markdown
 
 COMMENT = re.compile(r'(<span class="c1">#)(.*?)(</span>)')
 
+TITLES = {"lora": "LoRA", "dora": "DoRA", "rows": "Learned rows", "head": "Head and its loss"}
+
 
 class Derivations:
     """Which page derives the equation of a tag: the page itself, or else the one page that does."""
@@ -69,7 +71,7 @@ def page_of(source: str, page: str, derivations: Derivations) -> str:
     name = path.parent.name if path.stem == "__init__" else path.stem
     text = [
         f"---\nhide-toc: true\n---\n",
-        f"({_label(page)})=\n# {name.replace('_', ' ').capitalize()}\n",
+        f"({_label(page)})=\n# {TITLES.get(name, name.replace('_', ' ').capitalize())}\n",
         f"`{path}`\n",
         markdown(f"{title}\n\n{rest}", link, placed),
     ]

@@ -61,7 +61,7 @@ def _block(block: str) -> str:
         return f"```pycon\n{inspect.cleandoc(block)}\n```"
     if all(line.startswith("    ") for line in lines):
         code = "\n".join(line[4:] for line in lines)
-        return f"```{'python' if _is_python(code) else 'text'}\n{code}\n```"
+        return f"```python\n{code}\n```" if _is_python(code) else f"```{{code-block}} text\n:class: shapes\n\n{code}\n```"
     if _in_columns(lines):
         return "```text\n" + "\n".join(lines) + "\n```"
     return "\n".join(lines)
