@@ -158,6 +158,18 @@ def certify(adapted: Transformer, merged: Transformer, tokens: Array) -> Certifi
     """Judge `merged` against the adapted model it should equal; tokens (batch, seq) are run through both.
 
     Raises ValueError when the merged model carries a wrapper, or has other arrays than the adapted one merges to.
+
+    >>> import numpy as np
+    >>> from lora_np import LoraConfig, TransformerConfig, adapt, initialize, certify, merge, parameters, with_parameters
+    >>> config = TransformerConfig(vocab=11, context=8, d_model=8, layers=2, heads=2)
+    >>> base = initialize(config, np.random.default_rng(0))
+    >>> model = adapt(base, LoraConfig(rank=2, targets="qv"), np.random.default_rng(1))
+    >>> moved = with_parameters(model, {path: B + 0.1 for path, B in parameters(model, "*.B").items()})
+    >>> tokens = np.array([[1, 2, 3]])
+    >>> certify(moved, merge(moved), tokens).holds
+    True
+    >>> "nothing was merged" in certify(moved, base, tokens).diagnosis
+    True
     """
     if found := wrappers(merged):
         raise ValueError(f"the merged model still carries a {type(next(iter(found.values()))).__name__}")

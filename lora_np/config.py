@@ -61,6 +61,14 @@ class TransformerConfig:
 
     Raises ValueError for a size that is no positive whole number, heads that do not divide d_model, kv_heads that do
     not divide heads, or an architecture that is not known.
+
+    >>> from lora_np import TransformerConfig
+    >>> config = TransformerConfig(vocab=256, context=128, d_model=64, layers=2, heads=4)
+    >>> config.d_head, config.d_hidden
+    (16, 256)
+    >>> TransformerConfig(vocab=256, context=128, d_model=64, layers=2, heads=5)
+    Traceback (most recent call last):
+    ValueError: heads must divide d_model, got 5 heads for d_model 64
     """
 
     vocab: int

@@ -58,6 +58,19 @@ def save_model(
 
     Raises ValueError for a model that `load_model` would not read, an adapted one above all, and FileExistsError for an
     existing folder.
+
+    Every array is stored as it is, W as (d_out, d_in).
+
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from lora_np import TransformerConfig, initialize, load_model, save_model
+    >>> config = TransformerConfig(vocab=11, context=8, d_model=8, layers=2, heads=2)
+    >>> model = initialize(config, np.random.default_rng(0))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_model(f"{folder}/model", model)
+    ...     again = load_model(f"{folder}/model")
+    >>> bool((again.tokens.W == model.tokens.W).all())
+    True
     """
     if found := wrappers(model):
         path, wrapper = next(iter(found.items()))
@@ -111,6 +124,16 @@ def load_model(
 
     One of other software is read as `lora_np.loading` says; one that an installed package brings, by its name there.
     held  "float16" or "bfloat16": its matrices stay frozen, and are held in that: see `lora_np.halving`.
+
+    W comes as (d_out, d_in), a token table as (vocab, d_model), whatever the file's own layout.
+
+    Raises ValueError for a folder that is not a model, or whose files are truncated or corrupted, FileNotFoundError where
+    there is none.
+
+    >>> from lora_np import count, load_model
+    >>> base = load_model()
+    >>> base.config.layers, base.tokens.W.shape, count(base)
+    (4, (256, 192), 1951872)
     """
     check_kind(held)
     folder = BASE if folder is None else base_path(folder)
@@ -140,7 +163,23 @@ def load_config(folder: str | Path) -> TransformerConfig:
 
 
 def save_adapter(folder: str | Path, model: Transformer, method: Method, base: Transformer | str) -> None:
-    """Write what the method trained of this adapted model into an existing folder; base is its base, or the digest."""
+    """Write what the method trained of this adapted model into an existing folder; base is its base, or the digest.
+
+    Of LoRA that is A (rank, d_in) and B (d_out, rank) of every adapted map. Raises ValueError for a number that is not
+    finite, FileNotFoundError where the folder is missing.
+
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import numpy as np
+    >>> from lora_np import LoraConfig, TransformerConfig, adapt, initialize, save_adapter
+    >>> config = TransformerConfig(vocab=11, context=8, d_model=8, layers=2, heads=2)
+    >>> base = initialize(config, np.random.default_rng(0))
+    >>> model = adapt(base, LoraConfig(rank=2, targets="qv"), np.random.default_rng(1))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_adapter(folder, model, LoraConfig(rank=2, targets="qv"), base)
+    ...     sorted(path.name for path in Path(folder).iterdir())
+    ['adapter.json', 'adapter.safetensors']
+    """
     model, method = method.stored(model)
     about = {"base": base if isinstance(base, str) else digest(base), **described(method)}
     write_arrays(Path(folder) / "adapter.safetensors", method.trained(model), {ABOUT: json.dumps(about)})
@@ -155,6 +194,20 @@ def load_adapter(
     Arrays that are stored in another precision than that of the base are cast to it.
 
     base_digest   digest(base), for who has it already: of a thousand adapters it is the same
+
+    A is (rank, d_in), B (d_out, rank). Raises ValueError as well for a file that is corrupted, or does not fit the method.
+
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from lora_np import LoraConfig, TransformerConfig, adapt, initialize, load_adapter, save_adapter
+    >>> config = TransformerConfig(vocab=11, context=8, d_model=8, layers=2, heads=2)
+    >>> base = initialize(config, np.random.default_rng(0))
+    >>> model = adapt(base, LoraConfig(rank=2, targets="qv"), np.random.default_rng(1))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_adapter(folder, model, LoraConfig(rank=2, targets="qv"), base)
+    ...     again, method = load_adapter(folder, base)
+    >>> method.rank, again.blocks[0].attention.query.A.shape
+    (2, (2, 8))
     """
     folder = Path(folder)
     about, path = read_json(folder / "adapter.json"), folder / "adapter.json"

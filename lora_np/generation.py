@@ -31,6 +31,16 @@ def generate(
     softmax(logits / temperature). `end` itself is not yielded. Raises ValueError for a temperature below 0 or not
     finite, for one above 0 without rng, for a prompt that is empty or longer than the context, and for a model that
     does not predict what follows.
+
+    >>> import numpy as np
+    >>> from lora_np import TransformerConfig, initialize, generate
+    >>> config = TransformerConfig(vocab=11, context=8, d_model=8, layers=2, heads=2)
+    >>> model = initialize(config, np.random.default_rng(0))
+    >>> list(generate(model, np.array([1, 2, 3]), most=2)) == list(generate(model, np.array([1, 2, 3]), most=4))[:2]
+    True
+    >>> drawn = generate(model, np.array([1]), most=100, temperature=1.0, rng=np.random.default_rng(0))
+    >>> len(list(drawn))  # the context holds 8, and one more can be told from them
+    8
     """
     check_writes(model)
     if not (math.isfinite(temperature) and temperature >= 0.0):

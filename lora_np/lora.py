@@ -36,6 +36,18 @@ class LoraLinear:
     generator  draws what is left out; None, as in a fresh model, leaves nothing out (see `with_dropout`)
 
     Raises ValueError when the shapes of base, A and B do not fit.
+
+    >>> import numpy as np
+    >>> from lora_np import LoraLinear
+    >>> from lora_np.model import Linear
+    >>> base = Linear(np.eye(3), None)
+    >>> module = LoraLinear(base, A=np.ones((1, 3)), B=np.array([[1.0], [0.0], [2.0]]), scaling=0.5)
+    >>> module(np.array([1.0, 2.0, 3.0]))  # x + B A x / 2, and A x = 6
+    array([4., 2., 9.])
+    >>> module.merged().W
+    array([[1.5, 0.5, 0.5],
+           [0. , 1. , 0. ],
+           [1. , 1. , 2. ]])
     """
 
     base: Linear
@@ -108,7 +120,20 @@ def adapters(model: Any) -> dict[str, Any]:
 
 
 def delta(module: LoraLinear | LoraEmbedding) -> Array:
-    r"""$\Delta W = s\,B A$, in the orientation of the frozen array: (d_out, d_in); (vocab, d_model) for a table."""
+    r"""$\Delta W = s\,B A$, in the orientation of the frozen array: (d_out, d_in); (vocab, d_model) for a table.
+
+    Raises nothing of its own: shapes that do not fit were refused when the module was made.
+
+    >>> import numpy as np
+    >>> from lora_np import LoraLinear, delta
+    >>> from lora_np.model import Linear
+    >>> base = Linear(np.eye(3), None)
+    >>> module = LoraLinear(base, A=np.ones((1, 3)), B=np.array([[1.0], [0.0], [2.0]]), scaling=0.5)
+    >>> delta(module)
+    array([[0.5, 0.5, 0.5],
+           [0. , 0. , 0. ],
+           [1. , 1. , 1. ]])
+    """
     update = module.scaling * (module.B @ module.A)
     return update.T if isinstance(module, LoraEmbedding) else update
 
@@ -124,6 +149,20 @@ def rounding_bound(module: LoraLinear, x: Array) -> Array:
     and the two differ by at most twice γ_n T. One more rounding covers T, which is itself computed, in float64:
 
     $$|y_\text{adapted} - y_\text{merged}| \le 2\gamma_n T,\qquad n = d_\mathrm{in} + r + 4 \tag{L2}$$
+
+    Raises ValueError when x does not have d_in columns.
+
+    >>> import numpy as np
+    >>> from lora_np import LoraLinear, rounding_bound
+    >>> from lora_np.model import Linear
+    >>> rng = np.random.default_rng(0)
+    >>> W, A, B, x = (rng.standard_normal(shape, np.float32) for shape in ((8, 16), (2, 16), (8, 2), (5, 16)))
+    >>> module = LoraLinear(Linear(W, None), A, B, scaling=2.0)
+    >>> bound = rounding_bound(module, x)
+    >>> bound.shape, bool((abs(module(x) - module.merged()(x)) <= bound).all())
+    ((5, 8), True)
+    >>> bool((abs(module(x) - module.base(x)) <= bound).any())  # and not so wide that anything would pass
+    False
     """
     W, A, B = (np.abs(np.asarray(to_host(array), np.float64)) for array in (module.base.W, module.A, module.B))
     size = np.abs(np.asarray(to_host(x), np.float64))

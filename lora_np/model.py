@@ -81,6 +81,20 @@ class Transformer:
 
     Where norms stand after the sums there is no last one, and one of the embeddings instead, `first_norm`; tokens may
     be of several types, which have embeddings of their own.
+
+        tokens (batch, seq) → h (batch, seq, d_model) → logits (batch, seq, vocab)
+
+    Raises, when it is called, TypeError or ValueError: see there.
+
+    >>> import numpy as np
+    >>> from lora_np import TransformerConfig, initialize
+    >>> config = TransformerConfig(vocab=11, context=8, d_model=8, layers=2, heads=2)
+    >>> model = initialize(config, np.random.default_rng(0))
+    >>> model(np.array([[1, 2, 3]])).shape
+    (1, 3, 11)
+    >>> model(np.array([[1, 2, 11]]))
+    Traceback (most recent call last):
+    ValueError: token ids must lie in 0..10, got 11
     """
 
     config: TransformerConfig
@@ -249,6 +263,20 @@ def language_model_loss(
     Of a model that classifies, targets and weights are (batch, 1). Without mask and types those of the batch, if it has
     any. Raises TypeError when a part of it is not on the
     device of the model, ValueError for a target outside [0, vocab) or [0, classes).
+
+    $$L = \sum_t w_t\,\big(\log\sum_v e^{x_{tv}} - x_{t,\mathrm{target}_t}\big),\qquad \sum_t w_t = 1$$
+
+    >>> import numpy as np
+    >>> from lora_np import TransformerConfig, initialize, language_model_loss
+    >>> config = TransformerConfig(vocab=11, context=8, d_model=8, layers=2, heads=2)
+    >>> model = initialize(config, np.random.default_rng(0))
+    >>> from lora_np.tasks.batches import collate, Sequence
+    >>> sequences = [Sequence(np.array([0, 1, 2, 3, 0]), n_prompt=2), Sequence(np.array([0, 4, 5, 0]), n_prompt=1)]
+    >>> batch = collate(sequences, end=0)
+    >>> batch.tokens.shape, batch.tokens_trained
+    ((2, 4), 6)
+    >>> abs(float(language_model_loss(model, batch)) - float(np.log(11))) < 0.1  # a fresh model knows nothing
+    True
     """
     mask = getattr(batch, "mask", None) if mask is None else mask
     types = getattr(batch, "types", None) if types is None else types
@@ -272,6 +300,16 @@ def initialize(config: TransformerConfig, rng: np.random.Generator, dtype: npt.D
     r"""A fresh model: weights N(0, 0.02²), those that write to the residual stream N(0, 0.02²/2L), biases zero.
 
     Source: Radford et al. 2019, section 2.3, for the factor 1/√(2L) on the 2L maps that add to the stream.
+
+    A linear map has W (d_out, d_in) and b (d_out,), the token table (vocab, d_model). Raises nothing of its own: the sizes
+    were checked when `config` was made.
+
+    >>> import numpy as np
+    >>> from lora_np import TransformerConfig, initialize, parameters
+    >>> config = TransformerConfig(vocab=11, context=8, d_model=8, layers=2, heads=2)
+    >>> model = initialize(config, np.random.default_rng(0))
+    >>> {path: array.shape for path, array in parameters(model, "blocks.0.mlp.*").items()}
+    {'blocks.0.mlp.up.W': (32, 8), 'blocks.0.mlp.up.b': (32,), 'blocks.0.mlp.down.W': (8, 32), 'blocks.0.mlp.down.b': (8,)}
     """
 
     def drawn(scale: float, *shape: int) -> Array:

@@ -32,6 +32,12 @@ class TrainingConfig:
                    2024, arXiv:2402.12354) is {"*.B": 16}
 
     Raises ValueError for a value outside its range.
+
+    >>> from lora_np import TrainingConfig
+    >>> from lora_np.optimization import learning_rate
+    >>> config = TrainingConfig(steps=100, learning_rate=0.01, warmup=10)
+    >>> [round(learning_rate(step, config), 4) for step in (0, 9, 55, 99)]
+    [0.001, 0.01, 0.005, 0.0001]
     """
 
     steps: int = 300
@@ -81,7 +87,16 @@ class TrainingState:
 
 
 def start(trained: Arrays, config: TrainingConfig) -> TrainingState:
-    """The state before the first step: moments m and v at zero (none for SGD)."""
+    """The state before the first step: moments m and v at zero (none for SGD).
+
+    Of every trained array (...) there are two moments (...). Raises nothing of its own: the settings were checked before.
+
+    >>> import numpy as np
+    >>> from lora_np import TrainingConfig, start
+    >>> state = start({"A": np.ones((2, 8))}, TrainingConfig())
+    >>> state.step, {name: array.shape for name, array in state.moments.items()}
+    (0, {'m.A': (2, 8), 'v.A': (2, 8)})
+    """
     if config.optimizer == "sgd":
         return TrainingState(0, trained, {})
     zeros = {name: array_module(array).zeros_like(array) for name, array in trained.items()}

@@ -22,10 +22,20 @@ Model = TypeVar("Model")
 def parameters(model: Any, *select: str) -> Arrays:
     r"""The arrays of `model` by dotted path, in the order of the fields; all of them, or those that `select` matches.
 
-    >>> parameters(adapted, "*.A", "*.B")
-    {'blocks.0.attention.query.A': array(...), 'blocks.0.attention.query.B': array(...), ...}
+    Beside W (d_out, d_in), LoRA's are A (rank, d_in) and B (d_out, rank). Raises ValueError, with the nearest real names,
+    when a pattern matches nothing.
 
-    Raises ValueError, with the nearest real names, when a pattern matches nothing.
+    >>> import numpy as np
+    >>> from lora_np import LoraConfig, TransformerConfig, adapt, initialize, parameters
+    >>> config = TransformerConfig(vocab=11, context=8, d_model=8, layers=2, heads=2)
+    >>> base = initialize(config, np.random.default_rng(0))
+    >>> model = adapt(base, LoraConfig(rank=2, targets="query"), np.random.default_rng(1))
+    >>> for path, array in parameters(model, "*.A", "*.B").items():
+    ...     print(path, array.shape)
+    blocks.0.attention.query.A (2, 8)
+    blocks.0.attention.query.B (8, 2)
+    blocks.1.attention.query.A (2, 8)
+    blocks.1.attention.query.B (8, 2)
     """
     arrays = {path: node for path, node in walk(model) if is_array(node)}
     if not select:
@@ -37,7 +47,21 @@ def parameters(model: Any, *select: str) -> Arrays:
 def with_parameters(model: Model, arrays: Mapping[str, Array]) -> Model:
     r"""The same model with the arrays at these paths replaced; `model` itself is left as it was.
 
-    Raises ValueError when a path leads nowhere or an array has another shape than the one it replaces.
+    A matrix (d_out, d_in) gives way to one (d_out, d_in). Raises ValueError when a path leads nowhere or an array has
+    another shape than the one it replaces.
+
+    >>> import numpy as np
+    >>> from lora_np import LoraConfig, TransformerConfig, adapt, initialize, with_parameters
+    >>> config = TransformerConfig(vocab=11, context=8, d_model=8, layers=2, heads=2)
+    >>> base = initialize(config, np.random.default_rng(0))
+    >>> model = adapt(base, LoraConfig(rank=2, targets="qv"), np.random.default_rng(1))
+    >>> path = "blocks.0.attention.query.B"
+    >>> moved = with_parameters(model, {path: np.ones((8, 2), np.float32)})
+    >>> float(moved.blocks[0].attention.query.B.sum()), float(model.blocks[0].attention.query.B.sum())
+    (16.0, 0.0)
+    >>> with_parameters(model, {path: np.ones((2, 8))})
+    Traceback (most recent call last):
+    ValueError: blocks.0.attention.query.B has shape (8, 2), and cannot become (2, 8)
     """
     return _replaced(model, arrays, "", check_shape=True)
 
@@ -48,7 +72,17 @@ def with_modules(model: Model, modules: Mapping[str, Any]) -> Model:
 
 
 def count(model: Any, *select: str) -> int:
-    """How many numbers the selected arrays of a model hold, all of them without a selection; or those of a dict."""
+    """How many numbers the selected arrays of a model hold, all of them without a selection; or those of a dict.
+
+    An array (d_out, d_in) holds d_out · d_in. Raises ValueError, with the nearest real names, when a pattern matches nothing.
+
+    >>> import numpy as np
+    >>> from lora_np import TransformerConfig, initialize, count
+    >>> config = TransformerConfig(vocab=11, context=8, d_model=8, layers=2, heads=2)
+    >>> model = initialize(config, np.random.default_rng(0))
+    >>> count(model, "blocks.0.attention.query.*"), count({"A": np.ones((2, 8))})
+    (72, 16)
+    """
     arrays = model if isinstance(model, Mapping) else parameters(model, *select)
     return sum(int(array.size) for array in arrays.values())
 

@@ -138,7 +138,23 @@ def pieces_of(config: TransformerConfig, tokens: int) -> int:
 
 
 def model_loss(model: Transformer, *, recompute: bool = False) -> ModelLoss:
-    """The loss that `fit` lowers for a language model; with `recompute` it takes less memory and more time."""
+    """The loss that `fit` lowers for a language model; with `recompute` it takes less memory and more time.
+
+    The loss is that of `language_model_loss`, of batches of tokens (batch, seq). Raises nothing until it is called, and then
+    what that raises.
+
+    >>> import numpy as np
+    >>> from lora_np import LoraConfig, TransformerConfig, adapt, initialize, model_loss, parameters, value_and_grad
+    >>> config = TransformerConfig(vocab=11, context=8, d_model=8, layers=2, heads=2)
+    >>> base = initialize(config, np.random.default_rng(0))
+    >>> model = adapt(base, LoraConfig(rank=2, targets="qv"), np.random.default_rng(1))
+    >>> from lora_np.tasks.batches import collate, Sequence
+    >>> sequences = [Sequence(np.array([0, 1, 2, 3, 0]), n_prompt=2), Sequence(np.array([0, 4, 5, 0]), n_prompt=1)]
+    >>> trained, batch = parameters(model, "*.A", "*.B"), collate(sequences, end=0)
+    >>> value, gradient = value_and_grad(model_loss(model))(trained, batch, np.random.default_rng(0))
+    >>> bool(gradient["blocks.0.attention.query.A"].any()), bool(gradient["blocks.0.attention.query.B"].any())
+    (False, True)
+    """
     return ModelLoss(model, recompute)
 
 
@@ -157,6 +173,21 @@ def fit(
 
     Raises NonFiniteError when a loss or gradient is not finite: on the host at once, on a device after the last step
     and after every record whose loss was read. Raises DeviceMemoryError where a device has no room.
+
+    Trained arrays, their moments and their gradients are dicts of the same shapes (...); a batch holds tokens (batch, seq).
+
+    >>> import numpy as np
+    >>> from lora_np import LoraConfig, TransformerConfig, adapt, initialize, TrainingConfig, fit, model_loss, parameters, start
+    >>> config = TransformerConfig(vocab=11, context=8, d_model=8, layers=2, heads=2)
+    >>> base = initialize(config, np.random.default_rng(0))
+    >>> model = adapt(base, LoraConfig(rank=2, targets="qv"), np.random.default_rng(1))
+    >>> from lora_np.tasks.batches import Batches, Sequence
+    >>> sequences = [Sequence(np.array([0, 1, 2, 3, 0]), n_prompt=2), Sequence(np.array([0, 4, 5, 0]), n_prompt=1)]
+    >>> batches, settings = Batches(sequences, batch_size=2, seed=0, end=0), TrainingConfig(steps=20, learning_rate=0.1)
+    >>> first = start(parameters(model, "*.A", "*.B"), settings)
+    >>> losses = [record.loss for record in fit(model_loss(model), batches, settings, first)]
+    >>> len(losses), losses[-1] < losses[0]
+    (20, True)
     """
     pieces = getattr(loss, "pieces", lambda batch: 2)
     away = any(map(on_device, state.trained.values()))
@@ -237,7 +268,22 @@ def _batch_gradient(
 
 
 def evaluate(model: Transformer, batches: Iterable[Any], workers: int | None = None) -> float:
-    """Mean loss of a model over batches, in nats per trained token, each token counting the same."""
+    r"""Mean loss of a model over batches, in nats per trained token, each token counting the same.
+
+    $$\frac{\sum_\mathrm{batches} n\,L}{\sum_\mathrm{batches} n}$$
+
+    for batches of n trained tokens, tokens (batch, seq). Raises ValueError when there is no batch.
+
+    >>> import numpy as np
+    >>> from lora_np import TransformerConfig, initialize, evaluate
+    >>> config = TransformerConfig(vocab=11, context=8, d_model=8, layers=2, heads=2)
+    >>> model = initialize(config, np.random.default_rng(0))
+    >>> from lora_np.tasks.batches import epoch, Sequence
+    >>> sequences = [Sequence(np.array([0, 1, 2, 3, 0]), n_prompt=2), Sequence(np.array([0, 4, 5, 0]), n_prompt=1)]
+    >>> whole = evaluate(model, epoch(sequences, batch_size=2, end=0))
+    >>> abs(evaluate(model, epoch(sequences, batch_size=1, end=0)) - whole) < 1e-6  # however it is cut
+    True
+    """
 
     def loss(batch: Any) -> Any:
         return language_model_loss(model, beside(model, batch))

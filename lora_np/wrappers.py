@@ -73,6 +73,17 @@ def merge(model: Model) -> Model:
     For LoRA that is $W = W_0 + s\,B A$ in place of every adapted map. Merged and adapted outputs are equal up to
     rounding: see `rounding_bound`. Raises ValueError when there is nothing to merge, which is also what merging twice
     meets, and for a model that carries nothing but what cannot be merged.
+
+    >>> import numpy as np
+    >>> from lora_np import LoraConfig, TransformerConfig, adapt, initialize, merge
+    >>> config = TransformerConfig(vocab=11, context=8, d_model=8, layers=2, heads=2)
+    >>> base = initialize(config, np.random.default_rng(0))
+    >>> model = adapt(base, LoraConfig(rank=2, targets="qv"), np.random.default_rng(1))
+    >>> type(model.blocks[0].attention.query).__name__, type(merge(model).blocks[0].attention.query).__name__
+    ('LoraLinear', 'Linear')
+    >>> merge(base)
+    Traceback (most recent call last):
+    ValueError: nothing to merge: the model carries no adapter (is it merged already?)
     """
     found = wrappers(model)
     if not found:

@@ -39,6 +39,17 @@ def to_device(thing: Thing, device: str) -> Thing:
 
     Raises ValueError for another device, ImportError without CuPy or with one that is too old, DeviceError where CuPy
     finds no device, and DeviceMemoryError where the device has no room.
+
+    Nothing changes its shape, (vocab, d_model) stays (vocab, d_model).
+
+    >>> import numpy as np
+    >>> from lora_np import to_device
+    >>> arrays = {"A": np.ones((2, 8))}
+    >>> to_device(arrays, "cpu")["A"] is arrays["A"]
+    True
+    >>> to_device(arrays, "tpu")
+    Traceback (most recent call last):
+    ValueError: device must be 'cpu' or 'gpu', got 'tpu'
     """
     xp = library(device)
     with explained_memory():

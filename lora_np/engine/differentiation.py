@@ -43,8 +43,21 @@ def operation(forward: Callable[..., Any], backward: Callable[..., Any]) -> Call
     called with positional arguments only: autograd would give a boxed keyword argument a gradient of zero,
     silently. Raises TypeError when a second derivative is asked for.
 
+    y and the gradients are arrays (...); dy has the shape of y, a gradient that of its argument.
+
     The pair is a whole link of the chain, so its node in autograd's graph is written here, as `autograd.primitive`
     would write it after looking at every argument three times: at small sizes that took as long as the operation.
+
+    >>> import numpy as np
+    >>> from lora_np import operation, value_and_grad
+    >>> def cube_forward(x, /, *, wanted):
+    ...     return x**3, x if wanted else None
+    >>> def cube_backward(x, dy, wanted):
+    ...     return [3 * x**2 * dy]
+    >>> cube = operation(cube_forward, cube_backward)
+    >>> value, gradient = value_and_grad(lambda arrays: cube(arrays["x"]).sum())({"x": np.array([1.0, 2.0])})
+    >>> float(value), gradient["x"]
+    (9.0, array([ 3., 12.]))
     """
     names = [name for name in inspect.signature(forward).parameters if name != "wanted"]
     boxes = Box.types
@@ -96,6 +109,19 @@ def value_and_grad(loss: Callable[..., Any]) -> Callable[..., tuple[Any, Arrays]
 
     Raises ValueError when the loss is not one number or depends on none of the arrays, TypeError when a second
     derivative is asked for, that is: when one such function is evaluated inside another.
+
+    Every gradient has the shape (...) of its array.
+
+    >>> import numpy as np
+    >>> from lora_np import value_and_grad
+    >>> from lora_np.operations import linear
+    >>> x, W = np.array([[1.0, 2.0]]), np.array([[3.0, 4.0], [5.0, 6.0]])
+    >>> value, gradient = value_and_grad(lambda arrays: linear(x, arrays["W"], None).sum())({"W": W})
+    >>> float(value), gradient["W"].shape
+    (28.0, (2, 2))
+    >>> gradient["W"]  # (D2): G^T x with G = 1
+    array([[1., 2.],
+           [1., 2.]])
     """
 
     def evaluated(trained: Arrays, *rest: Any) -> tuple[Any, Arrays]:

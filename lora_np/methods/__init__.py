@@ -42,12 +42,33 @@ METHODS: dict[str, type[Method]] = {
     "lora+": LoraPlus,
     "lora-fa": LoraFA,
 }
+"""Every method by its name: the class of its settings. An instance is what `adapt` applies to a model.
+
+>>> from lora_np import METHODS
+>>> METHODS["dora"](rank=2, targets="qkvo").rank
+2
+>>> sorted(name for name in METHODS if name.startswith("adapter"))
+['adapter-h', 'adapter-l', 'adapter-p']
+"""
 
 
 def adapt(model: Any, method: Method, rng: np.random.Generator | None) -> Any:
     """The model as this method starts on it, `model` untouched; without rng its shapes.
 
     Raises ValueError for one that is adapted already.
+
+    The shapes are the method's: LoRA puts A (rank, d_in) and B (d_out, rank) beside W (d_out, d_in).
+
+    >>> import numpy as np
+    >>> from lora_np import LoraConfig, TransformerConfig, adapt, initialize, count
+    >>> config = TransformerConfig(vocab=11, context=8, d_model=8, layers=2, heads=2)
+    >>> base = initialize(config, np.random.default_rng(0))
+    >>> model = adapt(base, LoraConfig(rank=2, targets="qv"), np.random.default_rng(1))
+    >>> tokens = np.array([[1, 2, 3]])
+    >>> bool((model(tokens) == base(tokens)).all())  # B = 0: nothing has changed yet
+    True
+    >>> count(model, "*.A", "*.B")  # two maps a block, of 2 (8 + 8) numbers each
+    128
     """
     if found := wrappers(model):
         path, wrapper = next(iter(found.items()))

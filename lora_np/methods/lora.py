@@ -53,6 +53,14 @@ class LoraConfig(Method):
     ranks, alphas   {pattern: value} for targets that shall have their own
 
     Raises ValueError for a value outside its set.
+
+    >>> from lora_np import LoraConfig
+    >>> config = LoraConfig(rank=8, alpha=16, targets="qkvo", ranks={"*.query": 4})
+    >>> config.rank, config.ranks["*.query"]
+    (8, 4)
+    >>> LoraConfig(rank=0)
+    Traceback (most recent call last):
+    ValueError: rank must be a whole number of at least 1, got 0
     """
 
     rank: int = 4

@@ -1,0 +1,1 @@
+"""What the book needs beside Sphinx and myst-nb: docstrings as Markdown, code beside its derivation, equations."""

@@ -1,0 +1,92 @@
+"""Public names as a reference: signature, what the docstring says, its members, and where the code is."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+from sphinx.util.inspect import stringify_signature
+
+from .docstrings import markdown
+
+import lora_np
+
+
+def documentation(name: str) -> tuple[str, str]:
+    """The module that defines a public name, and its docstring: of a constant, the text that stands below it."""
+    value = getattr(lora_np, name)
+    if callable(value):
+        return value.__module__, inspect.getdoc(value) or ""
+    for module in ("lora_np.methods", "lora_np.version"):
+        if text := below(Path(inspect.getsourcefile(__import__(module, fromlist="_")) or ""), name):
+            return module, text
+    return "", ""
+
+
+def below(path: Path, name: str) -> str:
+    """The text that stands below the assignment of a name at the top of a file; "" where there is none."""
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    for node, after in zip(body, body[1:], strict=False):
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        if name in (getattr(target, "id", None) for target in targets):
+            if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) and isinstance(after.value.value, str):
+                return inspect.cleandoc(after.value.value)
+    return ""
+
+
+def entry(name: str) -> str:
+    """The Markdown of a public name."""
+    value, (module, doc) = getattr(lora_np, name), documentation(name)
+    kind = "class" if inspect.isclass(value) else "function" if callable(value) else "data"
+    signature = signature_of(value) if callable(value) else ""
+    page = "/" + module.replace(".", "/") + ("/__init__" if module == "lora_np.methods" else "")
+    target = f"{module}.{name}" if callable(value) else module
+    source = f"{{ref}}`{module} <{target.lower()}>`"
+    members = list(_members(value)) if inspect.isclass(value) else []
+    inside = "\n\n".join([f"In {source}", markdown(doc), *members])
+    return f"::::::{{py:{kind}}} {name}{signature}\n:module: lora_np\n\n{inside}\n::::::" if page else ""
+
+
+def signature_of(value: Any) -> str:
+    return stringify_signature(inspect.signature(value), show_return_annotation=not inspect.isclass(value))
+
+
+def _members(value: type) -> Iterator[str]:
+    """What the class itself defines for others to use."""
+    fields = {field.name for field in dataclasses.fields(value)} if dataclasses.is_dataclass(value) else set()
+    for name, member in vars(value).items():
+        if name in fields or (name.startswith("_") and name != "__call__"):
+            continue
+        doc = inspect.getdoc(member.fget if isinstance(member, property) else member) or ""
+        if isinstance(member, property):
+            yield f":::::{{py:property}} {name}\n\n{markdown(doc)}\n:::::"
+        elif inspect.isfunction(member):
+            signature = inspect.signature(member)
+            own = signature.replace(parameters=list(signature.parameters.values())[1:])
+            yield f":::::{{py:method}} {name}{stringify_signature(own)}\n\n{markdown(doc)}\n:::::"
+
+
+class Public(SphinxDirective):
+    """The entries of these public names, one a line."""
+
+    has_content = True
+
+    def run(self) -> list[nodes.Node]:
+        names = [line.strip() for line in self.content if line.strip()]
+        if unknown := set(names) - set(lora_np.__all__):
+            raise self.error(f"no public names: {', '.join(sorted(unknown))}")
+        for name in names:
+            self.env.note_dependency(inspect.getsourcefile(inspect.unwrap(getattr(lora_np, name))) if callable(getattr(lora_np, name)) else lora_np.__file__)
+        return self.parse_text_to_nodes("\n\n".join(map(entry, names)), offset=self.content_offset)
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    app.add_directive("public", Public)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
