@@ -39,6 +39,7 @@ from .model import Transformer
 from .names import matching
 from .optimization import TrainingConfig, TrainingState, start
 from .parameters import Arrays, count, parameters, with_parameters
+from .stopping import Interrupted as Interrupted
 from .tokenizers import Tokenizer
 from .training import Batches, Record, Traffic, fit, model_loss, pieces_of
 
@@ -89,14 +90,6 @@ class Result:
     file_bytes: int
     model: Transformer
     judged: Judged | None = None
-
-
-class Interrupted(Exception):
-    """A run was stopped and can be resumed; `step` is the last one whose result is kept."""
-
-    def __init__(self, step: int) -> None:
-        super().__init__(f"interrupted after step {step}")
-        self.step = step
 
 
 def run(
