@@ -98,7 +98,7 @@ def run(
     base: Transformer,
     method: Method,
     training: TrainingConfig,
-    folder: Path | None = None,
+    folder: str | Path | None = None,
     *,
     seed: int = 0,
     identity: Mapping[str, Any] | None = None,
@@ -121,6 +121,7 @@ def run(
 
     Raises Interrupted when stopped by hand and checkpoints are kept: what was trained is saved.
     """
+    folder = None if folder is None else Path(folder)
     training = replace(training, rates={**method.rates, **training.rates})
     fresh = to_device(adapt(base, method, np.random.default_rng(seed)), device)
     last = to_device(state or start(method.trained(fresh), training), device)

@@ -7,8 +7,8 @@ A path is the names of the fields that lead to a part: `blocks.0.attention.query
 What stands around another part calls it `base`. A pattern need not know of that: `attention.query` also matches
 `attention.base.query`.
 
-Where a pattern matches nothing, the error says what is meant. It knows the words of others: `q_proj` of PEFT and Llama is
-`attention.query` here, `h.2.attn.c_attn` of GPT-2 is query, key and value of `blocks.2`.
+Where a pattern matches nothing, the error says what is meant. It knows the words of others: `q_proj` of PEFT and Llama
+is `attention.query` here, `h.2.attn.c_attn` of GPT-2 is query, key and value of `blocks.2`.
 """
 
 from __future__ import annotations
@@ -61,10 +61,11 @@ _MEANT = {
     word: line[:50].split() for line in _ELSEWHERE.strip().splitlines() for word in line[50:].split()
 }  # word elsewhere -> words here
 _BLOCKS = ("blocks", "layers", "layer", "h", "blk", "block")  # what stands before the number of a block
+_AROUND = ("base_model", "model", "transformer", "bert", "roberta", "module")  # what stands before a name
 _LEAVES = {  # the last words of an array: weight may be a matrix or the gains of a norm
-    **{"weight": ("W", "gamma"), "bias": ("b", "beta"), "base_layer": (), "default": ()},
-    **{"lora_A": ("A",), "lora_B": ("B",), "lora_a": ("A",), "lora_b": ("B",), "lora_magnitude_vector": ("m",)},
-}
+    "weight": ("W", "gamma"), "bias": ("b", "beta"), "base_layer": (), "default": (),
+    "lora_A": ("A",), "lora_B": ("B",), "lora_a": ("A",), "lora_b": ("B",), "lora_magnitude_vector": ("m",),
+}  # fmt: skip
 
 
 def plain(path: str) -> str:
@@ -125,13 +126,14 @@ def nearest(pattern: str, paths: Iterable[str], also: Iterable[str] = ()) -> str
 
 
 def called_here(name: str) -> list[str]:
-    """What a name of another program is called here, prefixes left out, the likeliest first of a|b where it may be either;
-    itself where no word of it is known.
+    """What a name of another program is called here, prefixes left out; itself where no word of it is known.
+
+    Of a|b it is the first that the model has.
 
     >>> called_here("model.layers.2.self_attn.q_proj")
     ['blocks.2.attention.query']
     """
-    parts = name.split(".")
+    parts = [part for part in name.split(".") if part not in _AROUND] or [name]
     leaves: tuple[str, ...] = ()
     while len(parts) > 1 and parts[-1] in _LEAVES:
         leaves = _LEAVES[parts.pop()] or leaves

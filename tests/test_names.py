@@ -49,7 +49,8 @@ SAID = {
     "wte": "here it is tokens",
     "lm_head": "here it is tokens",  # tied
     "gate_proj": "here it is mlp.gate",
-    "*_proj": "here it is attention.query, attention.key, attention.value, attention.output, mlp.gate, mlp.up, mlp.down",
+    "*v_proj": "here it is attention.value, attention.query, attention.key",
+    "[gud]*_proj": "here it is mlp.gate, mlp.up, mlp.down",
     "layers.99.self_attn.q_proj": "here it would be blocks.99.attention.query, which is not there; the nearest are ",
     "wpe": "here it would be positions, which is not there; the nearest are ",
     "quary": "the nearest are query",

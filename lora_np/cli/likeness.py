@@ -93,6 +93,7 @@ def draw(adapters: dict[str, Any], found: Any, picture: Path) -> None:
 
 def show(maps: Any) -> None:
     """A row for each map of both."""
+
     def side(of: Any) -> tuple[str, str]:
         if of is None:
             return "-", "-"

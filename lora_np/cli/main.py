@@ -6,6 +6,7 @@ Exit code 0: done and holds; 1: done and does not hold; 2: bad input, or finding
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -38,6 +39,8 @@ def code_of(arguments: Sequence[str] | None) -> int:
     try:
         told = list(arguments or sys.argv[1:] or ["--help"])
         check_shell(told)
+        if "_LORA_NP_COMPLETE" in os.environ:
+            os.environ["COLUMNS"] = "10000"  # typer folds what a shell takes line by line
         code = int(app(told, prog_name="lora-np", standalone_mode=False) or 0)
         return _fail("interrupted", 130) if code == 130 else code  # typer has caught Ctrl-C itself
     except Interrupted as stopped:

@@ -121,8 +121,8 @@ def bench(
 ) -> int:
     """Time and memory of a training step and of generation.
 
-    Beside the textbook and, if asked, PyTorch with PEFT. Of sizes that have a name, or with --base of a real model, held
-    in float32 and in 16 bits.
+    Beside the textbook and, if asked, PyTorch with PEFT. Of sizes that have a name, or with --base of a real model,
+    held in float32 and in 16 bits.
 
     Example: lora-np bench --sizes tiny,small
     """

@@ -2,7 +2,6 @@ r"""What the commands share: their options, how text becomes settings, and how f
 
 from __future__ import annotations
 
-import re
 import sys
 import textwrap
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ from .tables import table as table
 GROUPS = ("learn", "adapt", "check", "convert", "measure")
 ENDS = {
     "-h, --help": "Show this message; behind a command, its options and an example.",
-    "--version": "Say it. With --install-completion your shell completes names with TAB.",
+    "--version": "Say it; with --install-completion TAB completes names.",
 }
 
 
@@ -35,7 +34,7 @@ class Groups(typer.core.TyperGroup):
         for group, commands in groups.items():
             for number, command in enumerate(commands):
                 head = f"  {'' if number else group:{first}}  {command.name:{second}}  "
-                lines = textwrap.wrap(first_sentence(command.help), max(20, formatter.width - len(head)))
+                lines = textwrap.wrap(first_paragraph(command.help), max(20, formatter.width - len(head)))
                 formatter.write(head + f"\n{' ' * len(head)}".join(lines) + "\n")
         formatter.write("\n")
         for names, said in ENDS.items():
@@ -43,10 +42,9 @@ class Groups(typer.core.TyperGroup):
             formatter.write(f"  {names:10}  " + f"\n{' ' * 14}".join(lines) + "\n")
 
 
-def first_sentence(text: str | None) -> str:
-    """The sentence with which a help text begins, whole."""
-    first = " ".join((text or "").split("\n\n")[0].split())
-    return re.split(r"(?<=[.?])\s", first)[0]
+def first_paragraph(text: str | None) -> str:
+    """How a help text begins, whole and in one line."""
+    return " ".join((text or "").split("\n\n")[0].split())
 
 
 app = typer.Typer(

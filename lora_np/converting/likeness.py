@@ -118,8 +118,8 @@ def paired(first: Maps, second: Maps) -> dict[str, str]:
     if not common or len(ours) < len(first.pairs) or len(theirs) < len(second.pairs):
         one, other = (next(iter(maps.pairs)) for maps in (first, second))
         raise ValueError(
-            f"no map is adapted by both: {first.path} adapts {one}, {second.path} {other}, and so on; where they are of "
-            "one model, name it with --base"
+            f"no map is adapted by both: {first.path} adapts {one}, {second.path} {other}, and so on; "
+            "where they are of one model, name it with --base"
         )
     return common
 
@@ -151,8 +151,8 @@ def _directions(name: str, B: Array, A: Array) -> Thin | None:
 
 def _side(first: Array, second: Array) -> Side:
     found, angles = similarity(first, second), np.degrees(principal_angles(first, second))
-    whole = (float(of[-1, -1]) for of in (found.values, found.chance, found.spread))
-    return Side((first.shape[1], second.shape[1]), found.d, *whole, tuple(map(float, angles)))
+    phi, chance, spread = (float(of[-1, -1]) for of in (found.values, found.chance, found.spread))
+    return Side((first.shape[1], second.shape[1]), found.d, phi, chance, spread, tuple(map(float, angles)))
 
 
 # ------------------------------------------------------------------------------------------------ what an adapter holds

@@ -42,7 +42,7 @@ def spectra(adapters: Mapping[str, Mapping[str, Sequence[float]]]) -> Any:
 
 
 def _kind(name: str) -> str:
-    """`blocks.3.attention.query` and `model.layers.3.self_attn.q_proj` without their numbers and what is before them."""
+    """`attention.query` of `blocks.3.attention.query`, `self_attn.q_proj` of `model.layers.3.self_attn.q_proj`."""
     parts = name.split(".")
     numbers = [i for i, part in enumerate(parts) if part.isdecimal()]
     return ".".join(parts[numbers[-1] + 1 :]) if numbers and numbers[-1] + 1 < len(parts) else name
