@@ -16,6 +16,7 @@ from typing import Any
 from .streams import printable
 
 PIPED = 160  # columns where nobody looks
+FIGURES = 30  # characters up to which a cell with a digit in it is figures, not prose
 TALL = 6  # lines of a row above which paragraphs read better
 
 
@@ -31,7 +32,7 @@ def table(title: str, head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> Non
     if widths is not None:
         console.print(_framed(title, head, cells, widths))
         return
-    console.print(f"{title}\n", soft_wrap=True)
+    console.print("\n".join(textwrap.wrap(title, width)) + "\n", soft_wrap=True)
     for first, *rest in cells:
         console.print("\n".join(textwrap.wrap(first, width - 2, initial_indent="  ", subsequent_indent="  ")) or "  -",
                       style="bold", soft_wrap=True)  # fmt: skip
@@ -56,7 +57,7 @@ def fitting(rows: Sequence[Sequence[str]], width: int) -> list[int] | None:
 
     columns = [[str(cell) for cell in column] for column in zip(*rows, strict=True)]
     natural = [max(cell_len(line) for cell in column for line in [*cell.splitlines(), ""]) for column in columns]
-    least = [max(cell_len(word) for cell in column for word in [*cell.split(), ""]) for column in columns]
+    least = [max(cell_len(word) for cell in column for word in [*unbroken(cell), ""]) for column in columns]
     room = width - 3 * len(columns) - 1  # what stands between the columns and around them
     if sum(natural) <= room:
         return natural
@@ -67,6 +68,11 @@ def fitting(rows: Sequence[Sequence[str]], width: int) -> list[int] | None:
         k = max(range(len(found)), key=lambda i: natural[i] / max(found[i], 1))
         found[k] += found[k] < natural[k]
     return found if all(n <= TALL * w for n, w in zip(natural, found, strict=True)) else None
+
+
+def unbroken(cell: str) -> list[str]:
+    """The parts of a cell that stay in one line: words, and figures with what belongs to them."""
+    return [cell] if len(cell) <= FIGURES and any(c.isdigit() for c in cell) else cell.split()
 
 
 def paragraph(names: Sequence[str], cells: Sequence[str], width: int) -> list[str]:
