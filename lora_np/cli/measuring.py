@@ -11,6 +11,7 @@ import typer
 
 from ..disk.marks import Kind
 from ..disk.writing import write_atomically, write_json
+from .completing import ENGINE_NAMES, METHOD_NAMES, SECTION_NAMES, SIZE_NAMES, TASK_NAMES, among, several
 from .options import ALL_SIZES, AsJson, Base, Device, Out, Overwrite, Resume, Seed, app, say, seed_of, table
 
 BENCH = Kind("bench", ("bench.json", "bench.md", "bench.png"))
@@ -27,16 +28,31 @@ def study(
     paper: Annotated[
         bool, typer.Option("--paper", help="The paper's tables and figures in miniature, and what was said since.")
     ] = False,
-    only: Annotated[str | None, typer.Option(help="With --paper: some sections, with commas between.")] = None,
-    tasks: Annotated[str | None, typer.Option(help="With --paper: the tasks of tables 2 to 4.")] = None,
-    methods: Annotated[str | None, typer.Option(help="With --paper: some methods, with commas between.")] = None,
+    only: Annotated[
+        str | None,
+        typer.Option(help="With --paper: some sections, with commas between.", autocompletion=several(SECTION_NAMES)),
+    ] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="With --paper: the tasks of tables 2 to 4.", autocompletion=several(TASK_NAMES))
+    ] = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(help="With --paper: some methods, with commas between.", autocompletion=several(METHOD_NAMES)),
+    ] = None,
     scheduler: Annotated[
-        str | None, typer.Option(help="With --paper: inline, threads, processes, or the address of a Dask scheduler.")
+        str | None,
+        typer.Option(
+            help="With --paper: inline, threads, processes, or the address of a Dask scheduler.",
+            autocompletion=among(ENGINE_NAMES),
+        ),
     ] = None,
     workers: Annotated[int | None, typer.Option(help="With --paper: processes; as many as cores if left out.")] = None,
     parquet: Annotated[bool, typer.Option("--parquet", help="With --paper: the rows as results.parquet too.")] = False,
+    shown: Annotated[bool, typer.Option("--open", help="Show the report in a browser when it is written.")] = False,
 ) -> int:
-    """The main experiment, with nothing but the package: gradients, ranks 1 to 16, merge proofs, and a report.
+    """Run the main experiment, and write its report.
+
+    With nothing but the package: gradient checks, LoRA at ranks 1 to 16, and merge proofs.
 
     Example: lora-np study --out lora-study
     """
@@ -49,7 +65,8 @@ def study(
         if device != "cpu":
             raise ValueError("--device belongs to the study without --paper: leave it out")
         places = {"base": base, "resume": resume, "overwrite": overwrite, "parquet": parquet}
-        return repeated(out, full=full, chosen=chosen, **places)
+        code = repeated(out, full=full, chosen=chosen, **places)
+        return _opened(out / "report.html", code) if shown else code
     if given := [name for name, value in {**chosen, "parquet": parquet or None}.items() if value is not None]:
         raise ValueError(f"--{given[0]} belongs to --paper: add it, or leave --{given[0]} out")
 
@@ -60,15 +77,32 @@ def study(
     config = replace(StudyConfig.full() if full else StudyConfig(), device=device)
     result = studied(out, config, base=base, resume=resume, overwrite=overwrite, watch=watch, say=say)
     say(f"{'everything holds' if result.holds else 'something does NOT hold'}: {out / 'report.html'}")
-    return 0 if result.holds else 1
+    code = 0 if result.holds else 1
+    return _opened(out / "report.html", code) if shown else code
+
+
+def _opened(report: Path, code: int) -> int:
+    """Show the report in a browser, or say that there is none; the exit code stays what it was."""
+    from .browsing import opened
+
+    if not opened(report):
+        say(f"no browser is there to open it: {report.absolute()}")
+    return code
 
 
 @app.command(rich_help_panel="measure")
 def bench(
     what: Annotated[
-        str, typer.Argument(help="step: training and generation; serving: many adapters at once.")
+        str,
+        typer.Argument(
+            help="step: training and generation; serving: many adapters at once.",
+            autocompletion=among(("step", "serving")),
+        ),
     ] = "step",
-    sizes: Annotated[str, typer.Option(help="tiny, small, mid, gpt2, long, with commas between.")] = ALL_SIZES,
+    sizes: Annotated[
+        str,
+        typer.Option(help="tiny, small, mid, gpt2, long, with commas between.", autocompletion=several(SIZE_NAMES)),
+    ] = ALL_SIZES,
     base: Base = None,
     seq: Annotated[int, typer.Option(help="With --base: tokens of a sequence.")] = 64,
     peers: Annotated[
@@ -87,9 +121,10 @@ def bench(
     as_json: AsJson = False,
     overwrite: Overwrite = False,
 ) -> int:
-    """Time and memory of a training step and of generation, beside the textbook and, if asked, PyTorch with PEFT.
+    """Time and memory of a training step and of generation.
 
-    Of sizes that have a name, or with --base of a real model, held in float32 and in 16 bits.
+    Beside the textbook and, if asked, PyTorch with PEFT. Of sizes that have a name, or with --base of a real model,
+    held in float32 and in 16 bits.
 
     Example: lora-np bench --sizes tiny,small
     """
@@ -166,7 +201,9 @@ def tutorials(
     nbgrader: Annotated[bool, typer.Option("--nbgrader", help="A course of nbgrader, with points.")] = False,
     progress: Annotated[bool, typer.Option("--progress", help="Copy nothing: say which checks are passed.")] = False,
 ) -> int:
-    """Copy the tutorials out of the package: notebooks, their map, and the worked solutions.
+    """Copy the notebooks out of the package.
+
+    With their map and the worked solutions; for students, or as a course.
 
     Example: lora-np tutorials my-tutorials
     """
