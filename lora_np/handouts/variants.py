@@ -109,7 +109,8 @@ def numbers(student: str, check: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for old, new in VARIANTS.get(check, lambda _: {})(Draw(student, check)).items():
         forms = ("{}", "{:,}", "{:_}") if isinstance(old, int) else ("{}",)
-        found |= {form.format(old): form.format(new) for form in forms}
+        for form in forms:
+            found.setdefault(form.format(old), form.format(new))
     return found
 
 
