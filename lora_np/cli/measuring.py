@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -199,7 +200,12 @@ def tutorials(
     blank: Annotated[bool, typer.Option("--blank", help="For students: not executed, without solutions.")] = False,
     solutions: Annotated[bool, typer.Option("--solutions", help="The worked solutions alone.")] = False,
     nbgrader: Annotated[bool, typer.Option("--nbgrader", help="A course of nbgrader, with points.")] = False,
+    figures: Annotated[bool, typer.Option("--figures", help="Every picture of them as a PNG, for slides.")] = False,
     progress: Annotated[bool, typer.Option("--progress", help="Copy nothing: say which checks are passed.")] = False,
+    student: Annotated[
+        list[str] | None, typer.Option(help="Numbers of their own in the exercises; again for each of a course.")
+    ] = None,
+    only: Annotated[str | None, typer.Option(help="Some of the notebooks, such as 02,07.")] = None,
 ) -> int:
     """Copy the notebooks out of the package.
 
@@ -210,7 +216,7 @@ def tutorials(
     from ..handouts import summary
     from ..tutorials import copy_tutorials, progress_in
 
-    chosen = {"blank": blank, "solutions": solutions, "nbgrader": nbgrader, "progress": progress}
+    chosen = {"blank": blank, "solutions": solutions, "nbgrader": nbgrader, "figures": figures, "progress": progress}
     given = [name for name, asked in chosen.items() if asked]
     if len(given) > 1:
         raise ValueError(f"--{given[0]} and --{given[1]} exclude each other: choose one")
@@ -220,7 +226,12 @@ def tutorials(
             say(f"{name}: " + ", ".join(f"{check} {state}" for check, state in each.items()))
         say(summary(states))
         return 0
-    copied = copy_tutorials(folder, *given)
+    copied = copy_tutorials(folder, "".join(given) or "whole", student or (), only.split(",") if only else ())
+    if figures:
+        say(f"{len(copied) - 1} figures in {folder}; {folder / 'figures.md'} shows them all")
+        return 0
     first = {"nbgrader": "nbgrader_config.py", "solutions": "solutions"}.get("".join(given), "README.md")
     say(f"{len(copied)} files in {folder}; start with {folder / first}, and open them with: jupyter lab {folder}")
+    if nbgrader and find_spec("nbgrader") is None:
+        say("nbgrader is not installed here: pip install 'lora_np[teaching]' brings it")
     return 0
