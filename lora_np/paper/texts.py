@@ -40,6 +40,7 @@ from ..generation import check_writes
 from ..installed import base_path
 from ..loading import open_foreign
 from ..method import whole
+from ..methods import adapt
 from ..methods.lora import LoraConfig
 from ..model import Transformer
 from ..optimization import TrainingConfig
@@ -63,7 +64,7 @@ LOOSE = ("seeds",)  # more seeds go on
 
 @dataclass(frozen=True)
 class Plan:
-    """What is run: so many steps of so many examples, on seeds 0, 1, …; LoRA of rank 8 on q and v.
+    """What is run: so many steps of so many examples, on seeds 0, 1, …; LoRA on queries and values.
 
     held_out   prompts of the task that are not trained on      examples   that are read at the most; None: all
     """
@@ -211,6 +212,7 @@ def run(
     train, held_out = task.part(file, plan.held_out, plan.examples)
     model = load_model(base)
     check_writes(model)
+    adapt(model, plan.method, None)  # so that a rank that is none is refused before any work
     out.mkdir(parents=True, exist_ok=True)
     desk = Desk(plan, base, model, tokenizer_of(base, model.config), train, held_out, out, workers, at_once, say)
     say(f"{len(train)} examples of {len(problems_of(train))} prompts to train on, {len(held_out)} examples of "
@@ -230,6 +232,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=Plan.steps)
     parser.add_argument("--batch-size", type=int, default=Plan.batch_size)
     parser.add_argument("--seeds", type=int, default=Plan.seeds)
+    parser.add_argument("--rank", type=int, default=Plan.rank, help="of LoRA on queries and values; α is 16")
     parser.add_argument("--learning-rate", type=float, default=Plan.rate)
     parser.add_argument("--held-out", type=int, help="prompts that are not trained on: 60 meanings, 300 questions")
     parser.add_argument("--examples", type=int, help="the most that are read: all of e2e, 2000 of wikisql")
@@ -239,7 +242,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         held_out = HELD[told.task] if told.held_out is None else told.held_out
         examples = READ[told.task] if told.examples is None else told.examples
-        sizes = (told.steps, told.batch_size, told.seeds, held_out, examples, told.learning_rate)
+        sizes = (told.steps, told.batch_size, told.seeds, held_out, examples, told.learning_rate, told.rank)
         whole("--at-once", told.at_once)
         shown = run(
             *(told.file, told.base, told.out, Plan(told.task, *sizes), told.workers, told.at_once),
