@@ -24,8 +24,9 @@ from lora_np.paper import texts
 from lora_np.paper.intervals import NORMAL, Share
 from lora_np.paper.keeping import made_once
 from lora_np.paper.text_tasks import TEXT_TASKS, bleu_of, part_meanings, part_tables, problems_of, score_queries
-from lora_np.paper.texts import HELD_OUT, TRAIN, first_line, main
+from lora_np.paper.texts import first_line, main
 from lora_np.paper.texts_page import PAGE
+from lora_np.paper.texts_plan import HELD_OUT, TRAIN
 from lora_np.parameters import parameters
 from lora_np.tasks import prompt_tokens, read_examples
 from lora_np.tasks.problems import Problem
