@@ -12,18 +12,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+import test_foreign_command
 from builders import model
 
 from lora_np.cli import code_of
 from lora_np.disk.reading import read_json
 from lora_np.files import load_adapter, load_model, save_model
+from lora_np.formats.tensors import open_tensors
 from lora_np.generation import generate
 from lora_np.paper import texts
 from lora_np.paper.intervals import NORMAL, Share
 from lora_np.paper.keeping import made_once
 from lora_np.paper.text_tasks import TEXT_TASKS, bleu_of, part_meanings, part_tables, problems_of, score_queries
-from lora_np.paper.texts import HELD_OUT, TRAIN, first_line, main
+from lora_np.paper.texts import first_line, main
 from lora_np.paper.texts_page import PAGE
+from lora_np.paper.texts_plan import HELD_OUT, TRAIN
+from lora_np.parameters import parameters
 from lora_np.tasks import prompt_tokens, read_examples
 from lora_np.tasks.problems import Problem
 from lora_np.tasks.table import TASKS
@@ -45,6 +49,9 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setitem(TEXT_TASKS, "e2e", texts_of_few("e2e"))
     monkeypatch.setitem(TEXT_TASKS, "wikisql", texts_of_few("wikisql"))
     return tmp_path
+
+
+theirs = test_foreign_command.desk  # a folder with a Llama of theirs, its vocabulary beside it
 
 
 def texts_of_few(name: str) -> Any:
@@ -82,6 +89,23 @@ def test_a_run_is_written_down_and_the_same_command_makes_nothing_again(
     monkeypatch.setattr(texts, "adapt_to_file", None)
     monkeypatch.setattr(texts, "serve", None)
     assert said([*E2E, "--seeds", "2"], capsys).endswith(page + "\n")
+
+
+def test_of_a_model_of_theirs_every_seed_is_written_for_peft_once(
+    theirs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs = [f"low {i}||newest lowest {i % 3}\n" for i in range(8)]
+    (theirs / "pairs.txt").write_text("".join(pairs))
+    line = [*E2E, "--base", "theirs", "--held-out", "2", "--rank", "2"]
+    said(line, capsys)
+    written = theirs / "out" / "seed-0-peft" / "adapter_model.safetensors"
+    tensors, (adapted, _) = open_tensors(written), load_adapter("out/seed-0", load_model("theirs"))
+    name = "base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight"
+    assert np.array_equal(np.asarray(tensors[name]), parameters(adapted)["blocks.1.attention.query.B"])
+    assert np.any(np.asarray(tensors[name]))
+    before = written.stat().st_mtime_ns
+    said(line, capsys)
+    assert written.stat().st_mtime_ns == before
 
 
 def test_what_is_held_out_is_whole_and_is_no_part_of_what_is_trained_on(
@@ -158,6 +182,7 @@ def test_a_folder_of_other_settings_is_refused_and_more_seeds_go_on(
 REFUSED = [
     (["--held-out", "12"], "has 12 meanings: hold out 1 to 11 of them, not 12"), (["--base", "nowhere"], "nowhere"),
     (["--steps", "0"], "steps must be a whole number"), (["--at-once", "0"], "--at-once must be a whole number"),
+    (["--rank", "20"], "rank must lie in 1..min(d_in, d_out) = 1..16"),
     (["--learning-rate", "0"], "learning_rate must be a positive number"),
 ]  # fmt: skip
 

@@ -89,6 +89,8 @@ def said_slots(problems: Sequence[Problem], texts: Sequence[Sequence[str]]) -> S
             for (name, value), one in zip(slots, right, strict=True):
                 said.setdefault(name, []).append(one)
                 other += [realised(name, v, text) for n, v in values if n == name and v != value]
+    if not said:  # meanings without slots: nothing can be said
+        return {}
     found: Scores = {"slot values said": _part([one for every in said.values() for one in every])}
     found |= {f"{name} said": _part(every) for name, every in said.items()}
     found |= {"other values of the slots said": _part(other)} if other else {}

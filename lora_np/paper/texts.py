@@ -40,9 +40,8 @@ from ..generation import check_writes
 from ..installed import base_path
 from ..loading import open_foreign
 from ..method import whole
-from ..methods.lora import LoraConfig
+from ..methods import adapt
 from ..model import Transformer
-from ..optimization import TrainingConfig
 from ..progress import describe, watch
 from ..serving import Request, serve
 from ..tasks import Example, prompt_tokens
@@ -54,55 +53,9 @@ from ..vocabularies import tokenizer_of
 from .keeping import kept, made_once
 from .text_tasks import TEXT_TASKS, problems_of
 from .texts_page import PAGE, Written, page
+from .texts_plan import HELD, HELD_OUT, READ, TRAIN, Plan
 
-TRAIN, HELD_OUT = "train.jsonl", "held-out.jsonl"
-HELD = {"e2e": 60, "wikisql": 300}  # meanings, questions
-READ = {"e2e": None, "wikisql": 2000}  # examples in all
-LOOSE = ("seeds",)  # more seeds go on
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is run: so many steps of so many examples, on seeds 0, 1, …; LoRA of rank 8 on q and v.
-
-    held_out   prompts of the task that are not trained on      examples   that are read at the most; None: all
-    """
-
-    task: str
-    steps: int = 300
-    batch_size: int = 8
-    seeds: int = 1
-    held_out: int = 60
-    examples: int | None = None
-    rate: float = 2e-3
-    rank: int = 8
-    alpha: float = 16.0
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "seeds", "held_out"):
-            whole(name, getattr(self, name))
-        if self.examples is not None:
-            whole("examples", self.examples)
-        self.training(0)  # so that a rate of nothing is refused before any work
-
-    @property
-    def method(self) -> LoraConfig:
-        return LoraConfig(rank=self.rank, alpha=self.alpha, targets="qv")
-
-    def training(self, seed: int) -> TrainingConfig:
-        """As `lora-np adapt` sets it up."""
-        return TrainingConfig(steps=self.steps, learning_rate=self.rate, warmup=min(20, self.steps // 10), seed=seed)
-
-    def command(self, base: str, seed: int) -> str:
-        """The command that makes the same run, in the folder OUT."""
-        return (
-            f"lora-np adapt {TRAIN} --validation {HELD_OUT} --out adapter --base {base} --rank {self.rank} "
-            f"--alpha {self.alpha:g} --targets qv --steps {self.steps} --batch-size {self.batch_size} "
-            f"--learning-rate {self.rate:g} --seed {seed}"
-        )
-
-    def commands(self, base: str) -> list[str]:
-        return [self.command(base, seed) for seed in range(self.seeds)]
+LOOSE = ("seeds",)  # settings that may be others now: more seeds go on
 
 
 @dataclass(frozen=True)
@@ -211,6 +164,7 @@ def run(
     train, held_out = task.part(file, plan.held_out, plan.examples)
     model = load_model(base)
     check_writes(model)
+    adapt(model, plan.method, None)  # so that a rank that is none is refused before any work
     out.mkdir(parents=True, exist_ok=True)
     desk = Desk(plan, base, model, tokenizer_of(base, model.config), train, held_out, out, workers, at_once, say)
     say(f"{len(train)} examples of {len(problems_of(train))} prompts to train on, {len(held_out)} examples of "
@@ -230,6 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=Plan.steps)
     parser.add_argument("--batch-size", type=int, default=Plan.batch_size)
     parser.add_argument("--seeds", type=int, default=Plan.seeds)
+    parser.add_argument("--rank", type=int, default=Plan.rank, help="of LoRA on queries and values; α is 16")
     parser.add_argument("--learning-rate", type=float, default=Plan.rate)
     parser.add_argument("--held-out", type=int, help="prompts that are not trained on: 60 meanings, 300 questions")
     parser.add_argument("--examples", type=int, help="the most that are read: all of e2e, 2000 of wikisql")
@@ -239,7 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         held_out = HELD[told.task] if told.held_out is None else told.held_out
         examples = READ[told.task] if told.examples is None else told.examples
-        sizes = (told.steps, told.batch_size, told.seeds, held_out, examples, told.learning_rate)
+        sizes = (told.steps, told.batch_size, told.seeds, held_out, examples, told.learning_rate, told.rank)
         whole("--at-once", told.at_once)
         shown = run(
             *(told.file, told.base, told.out, Plan(told.task, *sizes), told.workers, told.at_once),
