@@ -6,6 +6,7 @@ norm eps order                                            "layer" or "rms"; "pre
 positions rope_base rope_scaling                          "learned" or "rotary", its base, and how angles shrink
 mlp                                                       "gelu", "gelu_tanh" or "swiglu"
 experts experts_used                                      of a mixture
+labels                                                    of a classifier, where id2label names them
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ NEEDS_NONE = {  # settings that change what a model computes, with the values un
     "scale_attn_by_inverse_layer_idx": (False, None), "reorder_and_upcast_attn": (False, None),
     "add_cross_attention": (False, None), "quantization_config": (None,), "partial_rotary_factor": (1.0, None),
     "use_sliding_window": (False, None), "position_embedding_type": ("absolute", None), "is_decoder": (False, None),
+    "problem_type": ("single_label_classification", None),
 }  # fmt: skip
 ROPE_SCALINGS = {  # how they call a way of making rotary angles slower, and its numbers
     "linear": {"rope_factor": "factor"},
@@ -71,7 +73,7 @@ def sizes(config: Mapping[str, Any], where: str = "config.json") -> dict[str, An
     for name, allowed in NEEDS_NONE.items():
         if all(config.get(name) is not value for value in allowed) and config.get(name) != allowed[0]:
             raise ValueError(
-                f"{where}: {name} is {shown(config[name])}, which is not read: {shown(allowed[0])} would be"
+                f"{where}: {name} is {_kind_of(config[name])}, which is not read: {shown(allowed[0])} would be"
             )
     found: dict[str, Any] = {}
     for ours, theirs in table.items():
@@ -103,7 +105,24 @@ def sizes(config: Mapping[str, Any], where: str = "config.json") -> dict[str, An
         found["context"] = min(found["context"], window)  # up to there, attention that slides is attention
     if kind == "roberta":
         found["context"] -= 2  # its positions begin at 2
-    return found
+    return found | _labels(config, where)
+
+
+def _labels(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """What the classes of a head are called; nothing where nobody named them, which is written as LABEL_0, LABEL_1, …"""
+    named = config.get("id2label")
+    if named is None:
+        return {}
+    numbers = list(map(str, range(len(named)))) if isinstance(named, dict) else []
+    labels = tuple(named[number] for number in numbers) if numbers and set(named) == set(numbers) else ()
+    if not labels or not all(isinstance(label, str) for label in labels) or len(set(labels)) != len(labels):
+        raise ValueError(f"{where}: id2label must give the classes 0, 1, … different names, got {shown(named)}")
+    return {} if labels == tuple(f"LABEL_{number}" for number in numbers) else {"labels": labels}
+
+
+def _kind_of(setting: Any) -> str:
+    """A setting as a message names it: of a quantisation, its method."""
+    return shown(setting.get("quant_method", setting) if isinstance(setting, dict) else setting)
 
 
 def _rope_base(config: Mapping[str, Any], kind: str, where: str) -> float:
