@@ -263,9 +263,9 @@ def matrix_multiply_adds(config: TransformerConfig) -> int:
 
     $$M = L\,(2dq + 2dk + m\,df) + Vd \tag{C5}$$
 
-    for GPT-2, with q = k = d and m = 2, L(4d² + 2df) + Vd. The embeddings are looked up, not multiplied; the head (Vd) is
-    multiplied, tied or not; one of classes works once a sequence, not once a token, and is left out. Biases, norms and
-    the activation are left out: they grow with d, not with d².
+    for GPT-2, with q = k = d and m = 2, L(4d² + 2df) + Vd. The embeddings are looked up, not multiplied; the head (Vd)
+    is multiplied, tied or not; one of classes works once a sequence, not once a token, and is left out. Biases, norms
+    and the activation are left out: they grow with d, not with d².
     """
     head = 0 if config.classes else config.vocab * config.d_model
     return config.layers * _in_matrices(config) + head

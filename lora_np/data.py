@@ -148,7 +148,7 @@ def class_work(
         raise ValueError("the first token of a causal model has seen nothing of the text: read the last, or the mean")
     train, held_out = read_classes(path, data, base, tokenizer)
     reads = base.config.reads if base.config.classes else reads or ("last" if base.config.causal else "mean")
-    behind = Classify(method, train.labels, reads, pooler if READS[reads] else None)
+    behind = Classify(method, train.labels, reads, pooler if READS.get(reads) else None)
     return Work(
         *(behind, train, held_out, lambda _: held_out.guessed(train)),
         "the commonest label always: accuracy {:.4f}".format,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lora_np.figures.real import expected_words
+from lora_np.figures.real import expected_words, losses_of_steps
 
 BELIEFS = {"base": {" Paris": 0.7, " a": 0.1}, "adapted": {" Fog": 0.9, " Paris": 0.05}}
 
@@ -28,3 +28,14 @@ def test_each_model_has_a_bar_for_each_word_and_all_is_labelled() -> None:
 def test_what_is_no_belief_is_refused(beliefs: Any) -> None:
     with pytest.raises(ValueError, match="probabilities from 0 to 1"):
         expected_words(beliefs)
+
+
+def test_the_loss_of_every_step_is_drawn_from_step_one_and_from_zero() -> None:
+    figure = losses_of_steps([2.0, 1.5, 0.5])
+    [axes] = figure.axes
+    [line] = axes.get_lines()
+    assert (list(line.get_xdata()), list(line.get_ydata())) == ([1, 2, 3], [2.0, 1.5, 0.5])
+    assert axes.get_ylim()[0] == 0.0
+    assert axes.get_ylabel() == "loss (nats a token)"
+    with pytest.raises(ValueError, match="at least one step"):
+        losses_of_steps([])

@@ -59,7 +59,8 @@ def saved_numbers(
     A map keeps its input x only where it is trained; q, k and v share theirs, and that of the output map is kept by
     attention anyway. Scores and logits are made in blocks and not kept. Counted from `lora_np.operations`.
 
-    Where queries and keys are of other widths q and k, 2q + 2k in place of 4d; a gate keeps both of its arguments, 2f in place of f.
+    Where queries and keys are of other widths q and k, 2q + 2k in place of 4d; a gate keeps both of its arguments, 2f
+    in place of f.
     """
     d, f, block = config.d_model, config.d_hidden, f"blocks.{layer}."
     hidden = 2 * f if config.kind.mlp == "swiglu" else f

@@ -1,4 +1,4 @@
-"""Tutorial 12, a real language model: what its adapter costs, two measures of one loss, and the names that PEFT knows."""
+"""Tutorial 12, a real language model: what its adapter costs, two measures of a loss, and PEFT's names."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""Pictures of tutorial 12: which words a model expects next."""
+"""Pictures of tutorial 12: which words a model expects next, and how its loss falls."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from . import COLOURS, _figure, _legend
+from . import COLOURS, _figure, _from_zero, _legend, _look
 
 HATCHES = ("", "//", "..", "xx")
 
@@ -32,4 +32,20 @@ def expected_words(beliefs: Mapping[str, Mapping[str, float]]) -> Any:
         axes.grid(visible=False, axis="y")
         axes.set(xlabel="probability that it comes next", ylabel="token")
         _legend(figure, columns=len(beliefs))
+    return figure
+
+
+def losses_of_steps(losses: Sequence[float]) -> Any:
+    r"""The loss of each step's batch, in nats a token, from step 1; the axis of the loss starts at zero.
+
+    Raises ValueError when there is none.
+    """
+    if not len(losses):
+        raise ValueError("a picture of losses needs at least one step")
+    with _figure(5.6, 3.4) as figure:
+        axes = figure.add_subplot()
+        axes.plot(range(1, len(losses) + 1), list(losses), label="batch of this step", **_look(0))
+        _from_zero(axes)
+        axes.set(xlabel="optimizer step", ylabel="loss (nats a token)")
+        _legend(figure, columns=1)
     return figure

@@ -109,7 +109,7 @@ def sizes(config: Mapping[str, Any], where: str = "config.json") -> dict[str, An
 
 
 def _labels(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """What the classes of a head are called; nothing where nobody named them, which is written as LABEL_0, LABEL_1, …"""
+    """What the classes of a head are called; nothing where nobody did, which is written as LABEL_0, LABEL_1, …"""
     named = config.get("id2label")
     if named is None:
         return {}
