@@ -146,6 +146,8 @@ def class_work(
     """
     if reads == "first" and base.config.causal:
         raise ValueError("the first token of a causal model has seen nothing of the text: read the last, or the mean")
+    if base.config.classes and reads not in (None, base.config.reads):
+        raise ValueError(f"the head of this base reads the {base.config.reads} (--reads), got {reads!r}: leave it out")
     train, held_out = read_classes(path, data, base, tokenizer)
     reads = base.config.reads if base.config.classes else reads or ("last" if base.config.causal else "mean")
     behind = Classify(method, train.labels, reads, pooler if READS.get(reads) else None)

@@ -52,7 +52,7 @@ FAMILIES: dict[str, tuple[dict[str, str], dict[str, Any], dict[str, Any]]] = {  
 OPTIONAL = ("d_ff", "kv_heads", "d_head")
 NEEDS_NONE = {  # settings that change what a model computes, with the values under which it is the one described here
     "scale_attn_by_inverse_layer_idx": (False, None), "reorder_and_upcast_attn": (False, None),
-    "add_cross_attention": (False, None), "quantization_config": (None,), "partial_rotary_factor": (1.0, None),
+    "add_cross_attention": (False, None), "partial_rotary_factor": (1.0, None),
     "use_sliding_window": (False, None), "position_embedding_type": ("absolute", None), "is_decoder": (False, None),
     "problem_type": ("single_label_classification", None),
 }  # fmt: skip
@@ -70,10 +70,16 @@ def sizes(config: Mapping[str, Any], where: str = "config.json") -> dict[str, An
     if not (isinstance(kind, str) and kind in FAMILIES):
         raise ValueError(f"{where}: model_type must be one of {only(FAMILIES)}, got {shown(kind)}")
     table, fixed, defaults = FAMILIES[kind]
+    if quantised := config.get("quantization_config"):
+        kind = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else quantised
+        raise ValueError(
+            f"{where}: its weights are quantised (quantization_config: {shown(kind)}), which is not read: dequantise "
+            "them first"
+        )
     for name, allowed in NEEDS_NONE.items():
         if all(config.get(name) is not value for value in allowed) and config.get(name) != allowed[0]:
             raise ValueError(
-                f"{where}: {name} is {_kind_of(config[name])}, which is not read: {shown(allowed[0])} would be"
+                f"{where}: {name} is {shown(config[name])}, which is not read: {shown(allowed[0])} would be"
             )
     found: dict[str, Any] = {}
     for ours, theirs in table.items():
@@ -118,11 +124,6 @@ def _labels(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     if not labels or not all(isinstance(label, str) for label in labels) or len(set(labels)) != len(labels):
         raise ValueError(f"{where}: id2label must give the classes 0, 1, … different names, got {shown(named)}")
     return {} if labels == tuple(f"LABEL_{number}" for number in numbers) else {"labels": labels}
-
-
-def _kind_of(setting: Any) -> str:
-    """A setting as a message names it: of a quantisation, its method."""
-    return shown(setting.get("quant_method", setting) if isinstance(setting, dict) else setting)
 
 
 def _rope_base(config: Mapping[str, Any], kind: str, where: str) -> float:
