@@ -24,6 +24,7 @@ from .data import read_file as read_file
 from .disk.folders import check_free, new_folder, partial_folder
 from .disk.marks import Kind
 from .disk.reading import Contents, read_once
+from .engine.arrays import Array
 from .engine.devices import to_device
 from .engine.mapping import check_engine
 from .engine.memory import available_bytes
@@ -167,6 +168,7 @@ def adapt_to_file(
     tokenizer: Tokenizer | None = None,
     task: str = "text",
     reads: str | None = None,
+    pooler: Mapping[str, Array] | None = None,
     resume: bool = False,
     overwrite: bool = False,
     device: str = "cpu",
@@ -180,6 +182,7 @@ def adapt_to_file(
     """Adapt `base` to the examples of a file and write the adapter to the folder `out`.
 
     task   "text": references are learned; "classify": they are labels, and a head that reads `reads` tells them apart;
+    pooler of a head that reads the first: what the base brought for it, `loading.pooler_of`;
     device "cpu" or "gpu"; a run may be continued on the other, and with another engine or number of workers (`fit`);
     watch  wraps the records of training (a progress bar, say), given how many there will be and how many are done;
     say    is told each finding in a line. Raises Interrupted when stopped by hand: what was trained is saved.
@@ -196,7 +199,7 @@ def adapt_to_file(
     if task == "text":
         work = text_work(contents, data, base, method, tokenizer)
     else:
-        work = class_work(contents, data, base, method, tokenizer, reads)
+        work = class_work(contents, data, base, method, tokenizer, reads, pooler)
     method, train = work.method, work.train
     trained = _check(method, base, training)
     batches = train.batches  # before memory is predicted: a batch size may be none

@@ -1,6 +1,6 @@
 r"""The sizes of a transformer, the maps in it that can be adapted, and the sizes that have a name. No array is made.
 
-layers L    d_model d    d_ff f    heads    vocab V    context n    width of the keys k
+layers L    d_model d    d_ff f    heads    vocab V    context n    width of the queries q, of the keys k
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ class TransformerConfig:
     What follows was not always here; where it says nothing new, it is not written down (`described`).
 
     architecture  a row of ARCHITECTURES      kv_heads  of keys and values, a divisor of heads; heads when None
+    head_dim      columns of one head; d_model / heads when None, and then heads must divide d_model
     theta         of rotary positions         eps       of the norms
     rope_factor   by which rotary angles shrink, 1: not at all; rope_low, rope_high, rope_context: which of them do, by
                   (R4) of `lora_np.operations.rotary`; all where rope_context is 0
@@ -91,6 +92,7 @@ class TransformerConfig:
     rope_low: float = 1.0
     rope_high: float = 4.0
     rope_context: int = 0
+    head_dim: int | None = None
 
     def __post_init__(self) -> None:
         for name in (
@@ -104,6 +106,7 @@ class TransformerConfig:
             "types",
             "classes",
             "rope_context",
+            "head_dim",
         ):
             value, field = getattr(self, name), self.__dataclass_fields__[name]
             if value != field.default and (type(value) is not int or value < 1):
@@ -115,7 +118,7 @@ class TransformerConfig:
         for name in ("causal", "tied"):
             if type(getattr(self, name)) is not bool:
                 raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
-        if self.d_model % self.heads:
+        if self.head_dim is None and self.d_model % self.heads:
             raise ValueError(f"heads must divide d_model, got {self.heads} heads for d_model {self.d_model}")
         if self.kv_heads is not None and self.heads % self.kv_heads:
             raise ValueError(f"kv_heads must divide heads, got {self.kv_heads} for {self.heads} heads")
@@ -154,17 +157,27 @@ class TransformerConfig:
     @property
     def d_head(self) -> int:
         """The columns of one head."""
-        return self.d_model // self.heads
+        return self.head_dim or self.d_model // self.heads
+
+    @property
+    def d_queries(self) -> int:
+        """The width q of queries: d where no head_dim says otherwise."""
+        return self.d_head * self.heads
 
     @property
     def d_keys(self) -> int:
-        """The width k of keys and values: d where every head has its own."""
+        """The width k of keys and values: q where every head has its own."""
         return self.d_head * (self.kv_heads or self.heads)
 
     @property
     def rope(self) -> tuple[float, float, float, int]:
         """How rotary angles shrink: factor, low, high, context."""
         return self.rope_factor, self.rope_low, self.rope_high, self.rope_context
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """What the classes are called: their labels, or their numbers where nobody named them; () without a head."""
+        return self.labels or tuple(map(str, range(self.classes)))
 
     @property
     def outcomes(self) -> int:
@@ -184,9 +197,9 @@ def described(config: TransformerConfig) -> dict[str, Any]:
 
 def _in_block(config: TransformerConfig) -> dict[str, tuple[int, int]]:
     """(d_in, d_out) of the maps of one block."""
-    d, f, k = config.d_model, config.d_hidden, config.d_keys
+    d, f, q, k = config.d_model, config.d_hidden, config.d_queries, config.d_keys
     gate = {"mlp.gate": (d, f)} if config.kind.mlp == "swiglu" else {}
-    attention = {"query": (d, d), "key": (d, k), "value": (d, k), "output": (d, d)}
+    attention = {"query": (d, q), "key": (d, k), "value": (d, k), "output": (q, d)}
     return {**{f"attention.{name}": s for name, s in attention.items()}, **gate, "mlp.up": (d, f), "mlp.down": (f, d)}
 
 
@@ -214,11 +227,11 @@ def parameter_count(config: TransformerConfig) -> int:
     >>> parameter_count(SHAPES["gpt2-medium"])
     354823168
 
-    In other architectures keys and values have k columns, an MLP may have three matrices, norms only gains, and T
-    types of tokens and a head of C classes their own arrays, a pooler of d² among them. With m = 2 or 3, and the biases
-    β of (C2),
+    In other architectures queries have q columns, keys and values k, an MLP may have three matrices, norms only gains,
+    and T types of tokens and a head of C classes their own arrays, a pooler of d² among them. With m = 2 or 3, and the
+    biases β of (C2),
 
-    $$N = L\,(2d^2 + 2dk + m\,df + \underbrace{2d}_{gains}) + (V\,[\,+\,n\,]\,+ T)\,d + \underbrace{d}_{one\ more\ gain}
+    $$N = L\,(2dq + 2dk + m\,df + \underbrace{2d}_{gains}) + (V\,[\,+\,n\,]\,+ T)\,d + \underbrace{d}_{one\ more\ gain}
         \;[\,+\,Vd\,]\;[\,+\,d^2 + Cd\,] + \beta \tag{C1b}$$
 
     Source: counted from the architecture. Hu et al., Table 3, prints 354.92M for GPT-2 medium (0.097M more
@@ -256,18 +269,18 @@ def pooler_width(config: TransformerConfig) -> int:
 def matrix_multiply_adds(config: TransformerConfig) -> int:
     r"""Multiply-adds of one token with the weight matrices of the model, in one direction.
 
-    $$M = L\,(2d^2 + 2dk + m\,df) + Vd \tag{C5}$$
+    $$M = L\,(2dq + 2dk + m\,df) + Vd \tag{C5}$$
 
-    for GPT-2, with k = d and m = 2, L(4d² + 2df) + Vd. The embeddings are looked up, not multiplied; the head (Vd) is
-    multiplied, tied or not; one of classes works once a sequence, not once a token, and is left out. Biases, norms and
-    the activation are left out: they grow with d, not with d².
+    for GPT-2, with q = k = d and m = 2, L(4d² + 2df) + Vd. The embeddings are looked up, not multiplied; the head (Vd)
+    is multiplied, tied or not; one of classes works once a sequence, not once a token, and is left out. Biases, norms
+    and the activation are left out: they grow with d, not with d².
     """
     head = 0 if config.classes else config.vocab * config.d_model
     return config.layers * _in_matrices(config) + head
 
 
 def _in_matrices(config: TransformerConfig) -> int:
-    """2d² + 2dk + m·df, the matrices of one block."""
+    """2dq + 2dk + m·df, the matrices of one block."""
     return sum(d_in * d_out for d_in, d_out in _in_block(config).values())
 
 

@@ -6,12 +6,14 @@ read_classes   texts and labels                                      class_work 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .config import READS
 from .disk.reading import Contents
+from .engine.arrays import Array
 from .evaluation import Classes, Text
 from .method import Method, whole
 from .methods.classify import Classify
@@ -76,7 +78,7 @@ def read_classes(
 
     Raises ValueError or OSError in one line for a bad file, and for a label that is not known.
     """
-    known = base.config.labels
+    known = base.config.class_names
 
     def classes(part: list[Example], labels: tuple[str, ...]) -> Classes:
         return Classes.of(part, labels, base, tokenizer, **_about(data))
@@ -130,18 +132,29 @@ def text_work(path: Contents, data: DataConfig, base: Transformer, method: Metho
 
 
 def class_work(
-    path: Contents, data: DataConfig, base: Transformer, method: Method, tokenizer: Tokenizer | None, reads: str | None
+    path: Contents,
+    data: DataConfig,
+    base: Transformer,
+    method: Method,
+    tokenizer: Tokenizer | None,
+    reads: str | None,
+    pooler: Mapping[str, Array] | None = None,
 ) -> Work:
     """Labels are learned behind a head that reads `reads`; without it the mean, or the last of a causal model.
+
+    pooler   with which a head that has one starts, in the place of one that is drawn
 
     Raises ValueError for the first of a causal model, which has seen nothing of the text.
     """
     if reads == "first" and base.config.causal:
         raise ValueError("the first token of a causal model has seen nothing of the text: read the last, or the mean")
+    if base.config.classes and reads not in (None, base.config.reads):
+        raise ValueError(f"the head of this base reads the {base.config.reads} (--reads), got {reads!r}: leave it out")
     train, held_out = read_classes(path, data, base, tokenizer)
     reads = base.config.reads if base.config.classes else reads or ("last" if base.config.causal else "mean")
+    behind = Classify(method, train.labels, reads, pooler if READS.get(reads) else None)
     return Work(
-        *(Classify(method, train.labels, reads), train, held_out, lambda _: held_out.guessed(train)),
+        *(behind, train, held_out, lambda _: held_out.guessed(train)),
         "the commonest label always: accuracy {:.4f}".format,
         held_out.judged,
         str,

@@ -159,7 +159,7 @@ def logits_of(model: Transformer, batch: Any) -> Any:
 
 def classified(model: Transformer, prompt: str, tokenizer: Tokenizer) -> str:
     """The label that a classifier finds the likeliest, and the probability of each, the largest first."""
-    labels = model.config.labels or tuple(map(str, range(model.config.classes)))
+    labels = model.config.class_names
     of_prompt = Classes.of([Example(prompt, labels[0])], labels, model, tokenizer)
     x = logits_of(model, collate_labelled(of_prompt.sequences, tokenizer.end))[0]
     p = np.exp(x - x.max()) / np.exp(x - x.max()).sum()

@@ -115,6 +115,12 @@ def load_foreign(
     return with_head(model, classes, rng=rng, pooler=_pooler(foreign, np.dtype(dtype)))
 
 
+def pooler_of(path: str | Path, dtype: npt.DTypeLike = np.float32) -> Arrays:
+    """The pooler that the file of an encoder without a head brings, as `model.with_head` takes it; {} without one."""
+    foreign = open_foreign(path)
+    return {} if foreign.config.classes else _pooler(foreign, np.dtype(dtype))
+
+
 def check_memory(foreign: Foreign, dtype: np.dtype[Any], held: str | None = None) -> None:
     """Raise ValueError where the arrays, and beside them the largest as it is read, need more memory than there is."""
     sizes = {
@@ -143,17 +149,24 @@ def _config(found: Mapping[str, Any], family: str, tensors: Mapping[str, Tensor]
     architecture, mlp = FAMILIES[family]
     if found["mlp"] != mlp:
         raise ValueError(f"{where}: {family} models are run with {mlp} in the MLP, and this one has {found['mlp']}")
-    d_head = found.get("d_head", found["d_model"] // found["heads"])
-    if d_head * found["heads"] != found["d_model"]:
-        raise ValueError(
-            f"{where}: {found['heads']} heads must have d_model = {found['d_model']} columns, got {d_head} each"
-        )
     sizes = {name: found[name] for name in ("vocab", "context", "d_model", "layers", "heads", "causal", "tied", "eps")}
     more = {name: found[name] for name in ("d_ff", "kv_heads") if name in found}
+    if found.get("d_head", 0) * found["heads"] not in (0, found["d_model"]):
+        more["head_dim"] = found["d_head"]
     theta = {"theta": found["rope_base"], **found.get("rope_scaling", {})} if "rope_base" in found else {}
     types = {"types": tensors["types.W"].shape[0]} if "types.W" in tensors else {}
-    classes = {"classes": tensors["head.output.W"].shape[0]} if "head.output.W" in tensors else {}
+    classes = _classes(found, tensors["head.output.W"].shape[0], where) if "head.output.W" in tensors else {}
     return _made({**sizes, **more, **theta, **types, **classes, "architecture": architecture}, where)
+
+
+def _classes(found: Mapping[str, Any], outputs: int, where: str) -> dict[str, Any]:
+    """How many classes a head tells apart, and what they are called where somebody named them."""
+    if outputs < 2:
+        raise ValueError(f"{where}: its head has one output, which is a number and no class")
+    labels = found.get("labels", ())
+    if labels and len(labels) != outputs:
+        raise ValueError(f"{where}: id2label names {len(labels)} classes, and its head tells {outputs} apart")
+    return {"classes": outputs, "labels": labels}
 
 
 def _as_written(value: Any) -> Any:

@@ -327,7 +327,8 @@ def skeleton(config: TransformerConfig, dtype: npt.DTypeLike = np.float32) -> Tr
 
 def _built(config: TransformerConfig, drawn: Callable[..., Array], constant: Callable[..., Array]) -> Transformer:
     """The tree of modules: weights by drawn(scale, *shape), biases, gains and shifts by constant(value, *shape)."""
-    d, k, f, kind = config.d_model, config.d_keys, config.d_hidden, config.kind
+    d, q, k, f = config.d_model, config.d_queries, config.d_keys, config.d_hidden
+    kind = config.kind
     into_stream = 1.0 / math.sqrt(2.0 * config.layers)
 
     def dense(name: str, d_out: int, d_in: int, scale: float = 1.0) -> Linear:
@@ -338,7 +339,7 @@ def _built(config: TransformerConfig, drawn: Callable[..., Array], constant: Cal
         return NORMS[kind.norm](*(constant(value, d) for value in gains), config.eps)
 
     def block() -> Block:
-        maps = (dense("query", d, d), dense("key", k, d), dense("value", k, d), dense("output", d, d, into_stream))
+        maps = (dense("query", q, d), dense("key", k, d), dense("value", k, d), dense("output", d, q, into_stream))
         gate = (dense("gate", f, d),) if kind.mlp == "swiglu" else ()
         mlp = MLPS[kind.mlp](*gate, dense("up", f, d), dense("down", d, f, into_stream))
         return BLOCKS[kind.post](norm(), Attention(*maps, config.heads, config.causal), norm(), mlp)

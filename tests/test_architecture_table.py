@@ -28,6 +28,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "gpt2": {},
     "llama": {"architecture": "llama", "kv_heads": 2, "theta": 50.0},
     "llama, untied": {"architecture": "llama", "kv_heads": 2, "tied": False},
+    "llama, wide heads": {"architecture": "llama", "kv_heads": 2, "heads": 6, "head_dim": 4},
     "qwen2": {"architecture": "qwen2", "kv_heads": 2},
     "bert": {"architecture": "bert", "causal": False, "types": 2, "classes": 3},
     "roberta": {"architecture": "bert", "causal": False, "types": 1},
@@ -88,6 +89,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "key heads that do not divide": ({"kv_heads": 3}, "kv_heads must divide"),
     "no key heads": ({"kv_heads": 0}, "kv_heads must be a positive"),
     "half a pair": ({"architecture": "llama", "d_model": 12}, "pairs of columns"),
+    "half a pair in a head": ({"architecture": "llama", "head_dim": 3}, "pairs of columns"),
+    "heads of no columns": ({"head_dim": 0}, "head_dim must be a positive"),
     "θ of zero": ({"theta": 0.0}, "theta must be"),
     "eps of text": ({"eps": "1e-5"}, "eps must be"),
     "classes below zero": ({"classes": -1}, "classes must be"),
@@ -111,6 +114,7 @@ def test_a_stored_model_is_read_again_and_is_the_same(name: str, tmp_path: Any) 
 
 REFUSED = {
     ("llama", "bitfit"): "has none", ("llama, untied", "bitfit"): "has none",
+    ("llama, wide heads", "bitfit"): "has none",
     ("bert", "prefix-embedding"): "classifies", ("bert", "prefix-layer"): "classifies",
     ("bert", "lora+prefix-embedding"): "classifies", ("bert", "lora+prefix-layer"): "classifies",
 }  # fmt: skip

@@ -413,9 +413,16 @@ def test_the_numbers_a_block_keeps_are_the_predicted_ones(targets: str | None, h
     assert four - two == 2 * 128 * 8 * costs.saved_numbers(shape, None if targets is None else 3, targets or "qv")
 
 
-def kept_between_forward_and_backward(layers: int, targets: str | None, heads: int) -> int:
+@pytest.mark.parametrize("targets", ["qv", "attention.output", None], ids=str)
+def test_queries_wider_than_the_stream_are_kept_as_wide_as_they_are(targets: str | None) -> None:
+    two, four = (kept_between_forward_and_backward(layers, targets, 4, head_dim=24) for layers in (2, 4))
+    shape = dataclasses.replace(sized(1, 64, 4, 256, 32, 64), head_dim=24)
+    assert four - two == 2 * 128 * 8 * costs.saved_numbers(shape, None if targets is None else 3, targets or "qv")
+
+
+def kept_between_forward_and_backward(layers: int, targets: str | None, heads: int, **more: Any) -> int:
     """The bytes of arrays; the objects of Python around them are counted apart."""
-    base = initialize(TransformerConfig(32, 64, 64, layers, heads), np.random.default_rng(0), np.float64)
+    base = initialize(TransformerConfig(32, 64, 64, layers, heads, **more), np.random.default_rng(0), np.float64)
     method: Method = Full() if targets is None else LoraConfig(rank=3, targets=targets)
     node = adapt(base, method, np.random.default_rng(1))
     tokens = np.random.default_rng(2).integers(0, 32, (2, 64))

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from builders import model
 from formats_files import write_file
@@ -13,7 +14,7 @@ from test_methods_command import refused
 from test_vocabularies import trained
 
 from lora_np.cli import code_of
-from lora_np.files import load_model
+from lora_np.files import load_model, read_arrays
 from lora_np.formats import names
 from lora_np.formats.huggingface import config_json
 from lora_np.parameters import parameters
@@ -79,3 +80,66 @@ def test_folders_of_theirs_that_cannot_be_run_are_refused_in_one_line(
     about.write_text(json.dumps(right))
     (desk / "theirs" / "tokenizer.json").unlink()
     assert "needs its tokenizer" in refused(*ask, capsys=capsys)
+
+
+def test_a_classifier_of_theirs_answers_with_its_own_labels_and_is_adapted_to_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    labels = {"0": "no", "1": "perhaps", "2": "yes"}
+    classifier(tmp_path / "cls", id2label=labels)
+    assert code_of(["generate", "--base", "cls", "--prompt", "a b"]) == 0
+    said = capsys.readouterr().out.split()
+    assert {word.rstrip(":") for word in said if not word.startswith("0.")} == set(labels.values())
+    (tmp_path / "seen.tsv").write_text("a b\tyes\nb c\tno\n" * 6)  # perhaps does not occur, and stays a class
+    line = ["--base", "cls", "--task", "classify", "--rank", "2", "--steps", "1"]
+    assert code_of(["adapt", "seen.tsv", "--out", "out", *line]) == 0
+    assert code_of(["merge", "out", "--base", "cls", "--out", "merged"]) == 0
+    assert load_model("merged").config.labels == tuple(labels.values())
+    capsys.readouterr()
+    (tmp_path / "strange.tsv").write_text("a b\tyes\nb c\tnever\n" * 6)
+    refused = {"strange.tsv": "'never', which is none of", "seen.tsv": "reads the first"}
+    for file, message in refused.items():
+        more = ["--reads", "mean"] if file == "seen.tsv" else []
+        assert code_of(["adapt", file, "--out", "other", *line, *more]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(("reads", "kept"), [("first", True), ("mean", False)])
+def test_a_head_that_reads_the_first_starts_with_the_pooler_of_its_base(
+    reads: str, kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    whole = classifier(tmp_path / "enc", headless=True)
+    (tmp_path / "seen.tsv").write_text("a b\tyes\nb c\tno\n" * 6)
+    line = ["adapt", "seen.tsv", "--base", "enc", "--out", "out", "--task", "classify", "--reads", reads]
+    assert code_of([*line, "--rank", "2", "--steps", "1", "--learning-rate", "1e-6"]) == 0
+    assert ("starts with the pooler of the base" in capsys.readouterr().out) == kept
+    found = read_arrays(tmp_path / "out" / "adapter.safetensors")[0]
+    pooler = parameters(whole)["head.pooler.W"]
+    assert ("head.pooler.W" in found) == kept
+    if kept:
+        assert abs(found["head.pooler.W"] - pooler).max() < 1e-5  # one step of that rate
+        assert abs(pooler).max() > 0.1
+
+
+def classifier(folder: Path, *, headless: bool = False, **about: Any) -> Any:
+    """A small BERT of theirs with a vocabulary, with a head of three classes or without its last map."""
+    folder.mkdir()
+    sizes: dict[str, Any] = {"vocab": 12, "context": 16, "d_model": 8, "layers": 1, "heads": 2, "d_ff": 6}
+    node = model(dtype=np.float32, **sizes, architecture="bert", causal=False, types=2, classes=3, eps=1e-12)
+    arrays = names.theirs(parameters(node), "bert", 1)
+    write_file(folder / "model.safetensors", {n: a for n, a in arrays.items() if not headless or "classifier" not in n})
+    config = config_json({**sizes, "causal": False, "tied": True, "eps": 1e-12, "mlp": "gelu"}, "bert")
+    (folder / "config.json").write_text(json.dumps({**config, **about}))
+    tokenizers = pytest.importorskip("tokenizers")
+    words = {word: i for i, word in enumerate(["[UNK]", "[CLS]", "[SEP]", "a", "b", "c"])}
+    vocabulary = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
+    vocabulary.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    vocabulary.post_processor = tokenizers.processors.BertProcessing(("[SEP]", 2), ("[CLS]", 1))
+    vocabulary.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"sep_token": "[SEP]"}))
+    return node

@@ -62,6 +62,48 @@ def test_a_folder_of_theirs_is_the_model_that_was_stored_in_it(family: str, tmp_
     assert read.tokens.W.flags.c_contiguous
 
 
+def test_heads_may_have_another_width_than_the_stream_gives_them(tmp_path: Path) -> None:
+    sizes = {**SIZES, **FAMILIES["llama"], "head_dim": 6}
+    node = model(dtype=np.float32, **sizes)
+    assert parameters(node)["blocks.0.attention.query.W"].shape == (24, 8)
+    write_file(tmp_path / "model.safetensors", names.theirs(parameters(node), "llama", 2))
+    about = {name: getattr(node.config, name) for name in (*SIZES, "causal", "tied", "eps", "kv_heads")}
+    about |= {"d_head": 6, "mlp": "swiglu", "rope_base": node.config.theta}
+    (tmp_path / "config.json").write_text(json.dumps(config_json(about, "llama")))
+    read = load_model(tmp_path)
+    assert read.config == node.config
+    assert np.array_equal(read(tokens_of(node)), node(tokens_of(node)))
+
+
+LABELS = {"0": "entailment", "1": "neutral", "2": "contradiction"}
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_the_classes_of_a_classifier_are_called_as_it_calls_them(family: str, tmp_path: Path) -> None:
+    stored(tmp_path, family, id2label=LABELS)
+    assert load_model(tmp_path).config.class_names == tuple(LABELS.values())
+    save_model(tmp_path / "ours", load_model(tmp_path))
+    assert load_model(tmp_path / "ours").config.labels == tuple(LABELS.values())
+
+
+def test_names_that_nobody_gave_are_numbers(tmp_path: Path) -> None:
+    stored(tmp_path, "bert", id2label={str(i): f"LABEL_{i}" for i in range(3)})
+    config = load_model(tmp_path).config
+    assert (config.labels, config.class_names) == ((), ("0", "1", "2"))
+
+
+def test_a_head_with_one_output_tells_no_classes_apart(tmp_path: Path) -> None:
+    node = model(dtype=np.float32, **{**SIZES, **FAMILIES["bert"]})
+    arrays = names.theirs(parameters(node), "bert", 2)
+    stored(tmp_path, "bert")
+    (tmp_path / "model.safetensors").unlink()
+    write_file(
+        tmp_path / "model.safetensors", {n: a[:1] if n.startswith("classifier") else a for n, a in arrays.items()}
+    )
+    with pytest.raises(ValueError, match="one output, which is a number and no class"):
+        load_model(tmp_path)
+
+
 @every_family
 def test_what_was_read_is_stored_as_ours_and_read_again(family: str, tmp_path: Path) -> None:
     (tmp_path / "theirs").mkdir()
@@ -79,7 +121,13 @@ WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
     "other key heads": ("llama", {"num_key_value_heads": 4}, "attention.key.W has shape"),
     "tied, and a head all the same": ("llama", {"tie_word_embeddings": True}, "a head of its own"),
     "one block fewer": ("gpt2", {"n_layer": 1}, "blocks"),
-    "heads of another width": ("llama", {"head_dim": 4}, "4 heads must have d_model = 8 columns"),
+    "heads of another width": ("llama", {"head_dim": 4}, r"query.W has shape \(8, 8\), .* says \(16, 8\)"),
+    "fewer labels than classes": ("bert", {"id2label": {"0": "no", "1": "yes"}}, "names 2 classes, and .* 3 apart"),
+    "labels that are no names": ("bert", {"id2label": ["a", "b", "c"]}, "id2label must give the classes 0, 1"),
+    "a label twice": ("bert", {"id2label": {"0": "a", "1": "a", "2": "b"}}, "different names"),
+    "a class without a name": ("bert", {"id2label": {"0": "a", "1": "b", "3": "c"}}, "different names"),
+    "several labels at once": ("bert", {"problem_type": "multi_label_classification"}, "problem_type is 'multi_label"),
+    "quantised": ("llama", {"quantization_config": {"bits": 4, "quant_method": "gptq"}}, "quantised .*: 'gptq'"),
     "another activation": ("gpt2", {"activation_function": "gelu"}, "run with gelu_tanh"),
     "a GELU that is not exact": ("bert", {"hidden_act": "gelu_new"}, "run with gelu in"),
     "key heads that do not divide": ("llama", {"num_key_value_heads": 3}, "kv_heads must divide"),

@@ -84,6 +84,7 @@ MODELS: dict[str, Callable[[], Any]] = {
     "llama, linear positions": lambda: llama(
         rope_parameters={"rope_type": "linear", "rope_theta": 500.0, "factor": 3.0}
     ),
+    "llama, heads wider than the stream": lambda: llama(head_dim=10),
     "qwen2": qwen2,
     "bert": bert,
     "roberta": roberta,
@@ -134,7 +135,7 @@ def in_float64(model: Any) -> Any:
         config = model.config
         rope = getattr(config, "rope_parameters", None) or {}
         theta = rope.get("rope_theta", getattr(config, "rope_theta", None))
-        model.model.rotary_emb = Angles(theta, config.hidden_size // config.num_attention_heads, rope)
+        model.model.rotary_emb = Angles(theta, model.model.layers[0].self_attn.head_dim, rope)
     return model
 
 

@@ -87,6 +87,7 @@ _EVERY_MAP = LoraConfig(rank=1, alpha=3.0, targets="attention+mlp")
 ARCHITECTURE_CASES: dict[str, tuple[TransformerConfig, Method]] = {
     "llama, full": (_LLAMA, Full()),
     "llama, lora": (replace(_LLAMA, rope_factor=3.0, rope_context=20), _EVERY_MAP),
+    "llama, lora, wide heads": (replace(_LLAMA, head_dim=6), _EVERY_MAP),
     "bert, full": (_BERT, Full()),
     "bert, lora": (_BERT, replace(_EVERY_MAP, bias="all")),
     "bert, full, of the mean": (replace(_BERT, reads="mean"), Full()),

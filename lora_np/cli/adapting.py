@@ -137,6 +137,7 @@ def adapt(
         rates=rates_of(rates),
     )
     model = held_base(base, base_dtype, device)
+    pooler = base_pooler(base) if task == "classify" and reads == "first" else None
     family = check_export(peft, base, model, chosen, overwrite=overwrite) if peft else ""
     result = adapt_to_file(
         file,
@@ -148,6 +149,7 @@ def adapt(
         tokenizer=tokenizer_of(base, model.config),
         task=task,
         reads=reads,
+        pooler=pooler,
         resume=resume,
         overwrite=overwrite,
         device=device,
@@ -228,6 +230,17 @@ def generate(
     found = generated(to_device(model, device), given, tokens, temperature=temperature, rng=rng, end=tokenizer.end)
     say(tokenizer.decode(np.array(list(found), dtype=np.int64)))
     return 0
+
+
+def base_pooler(base: Path | None) -> Any:
+    """The pooler that an encoder of other software brings, if it does; it is said that the head starts with it."""
+    from ..formats.folders import is_foreign
+    from ..loading import pooler_of
+
+    found = pooler_of(base) if base is not None and is_foreign(base) else {}
+    if found:
+        say("the head starts with the pooler of the base")
+    return found or None
 
 
 def check_export(folder: Path, base: Path | None, model: Any, method: Any, *, overwrite: bool) -> str:

@@ -22,10 +22,10 @@ def adapter_multiply_adds(config: TransformerConfig, rank: int, targets: str | I
 def forward_multiply_adds(config: TransformerConfig, length: int | None = None) -> int:
     r"""Multiply-adds of one token's forward pass, the mean over n tokens (default: the whole context).
 
-    $$F = M + S, \qquad S = L\,d\,(n + 1) \tag{C7}$$
+    $$F = M + S, \qquad S = L\,q\,(n + 1) \tag{C7}$$
 
-    S is attention itself: token t meets t keys and t values of d numbers, 2dt, and the mean of t over 1..n is
-    (n + 1)/2. Code that also computes the masked half pays 2·L·d·n instead.
+    S is attention itself: token t meets t keys and t values of q numbers, 2qt, and the mean of t over 1..n is
+    (n + 1)/2; q is d where no head_dim says otherwise. Code that also computes the masked half pays 2·L·q·n instead.
     """
     return matrix_multiply_adds(config) + _attention_multiply_adds(config, length)
 
@@ -64,4 +64,4 @@ def _attention_multiply_adds(config: TransformerConfig, length: int | None) -> i
     tokens = config.context if length is None else length
     if type(tokens) is not int or not 1 <= tokens <= config.context:
         raise ValueError(f"length must lie in 1..context = 1..{config.context}, got {tokens}")
-    return config.layers * config.d_model * (tokens + 1)
+    return config.layers * config.d_queries * (tokens + 1)

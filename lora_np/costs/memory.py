@@ -59,7 +59,8 @@ def saved_numbers(
     A map keeps its input x only where it is trained; q, k and v share theirs, and that of the output map is kept by
     attention anyway. Scores and logits are made in blocks and not kept. Counted from `lora_np.operations`.
 
-    Where keys and values are shared, 2d + 2k in place of 4d; a gate keeps both of its arguments, 2f in place of f.
+    Where queries and keys are of other widths q and k, 2q + 2k in place of 4d; a gate keeps both of its arguments, 2f
+    in place of f.
     """
     d, f, block = config.d_model, config.d_hidden, f"blocks.{layer}."
     hidden = 2 * f if config.kind.mlp == "swiglu" else f
@@ -67,7 +68,7 @@ def saved_numbers(
     chosen = able if rank is None else targeted(able, targets)
     trained = {path.removeprefix(block) for path in chosen if path.startswith(block)}
     inputs = d * bool(trained & set(ATTENTION[:3])) + d * bool(trained & set(GATED[:2])) + f * ("mlp.down" in trained)
-    attention = 2 * d + 2 * config.d_keys + config.heads
+    attention = 2 * config.d_queries + 2 * config.d_keys + config.heads
     return 2 * (d + 1) + attention + hidden + inputs + (rank or 0) * len(trained)
 
 
@@ -116,7 +117,7 @@ def step_bytes(
 def held_bytes(config: TransformerConfig, item_size: int = 4) -> int:
     r"""The bytes of a frozen model whose matrices and tables are held in 16 bits, its vectors and classifier as ever.
 
-    $$2\,M + item \cdot (N - M), \qquad M = L\,(2d^2 + 2dk + m\,df) + (V\,[\,+\,n\,]\,+ T)\,d\;[\,+\,Vd\,] \tag{C11b}$$
+    $$2\,M + item \cdot (N - M), \qquad M = L\,(2dq + 2dk + m\,df) + (V\,[\,+\,n\,]\,+ T)\,d\;[\,+\,Vd\,] \tag{C11b}$$
 
     While it computes, one map at a time is widened beside it in each thread, at most max(d·f, 2²² numbers of the head)
     numbers of `item_size`.

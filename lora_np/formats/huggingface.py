@@ -6,6 +6,7 @@ norm eps order                                            "layer" or "rms"; "pre
 positions rope_base rope_scaling                          "learned" or "rotary", its base, and how angles shrink
 mlp                                                       "gelu", "gelu_tanh" or "swiglu"
 experts experts_used                                      of a mixture
+labels                                                    of a classifier, where id2label names them
 """
 
 from __future__ import annotations
@@ -51,8 +52,9 @@ FAMILIES: dict[str, tuple[dict[str, str], dict[str, Any], dict[str, Any]]] = {  
 OPTIONAL = ("d_ff", "kv_heads", "d_head")
 NEEDS_NONE = {  # settings that change what a model computes, with the values under which it is the one described here
     "scale_attn_by_inverse_layer_idx": (False, None), "reorder_and_upcast_attn": (False, None),
-    "add_cross_attention": (False, None), "quantization_config": (None,), "partial_rotary_factor": (1.0, None),
+    "add_cross_attention": (False, None), "partial_rotary_factor": (1.0, None),
     "use_sliding_window": (False, None), "position_embedding_type": ("absolute", None), "is_decoder": (False, None),
+    "problem_type": ("single_label_classification", None),
 }  # fmt: skip
 ROPE_SCALINGS = {  # how they call a way of making rotary angles slower, and its numbers
     "linear": {"rope_factor": "factor"},
@@ -68,6 +70,12 @@ def sizes(config: Mapping[str, Any], where: str = "config.json") -> dict[str, An
     if not (isinstance(kind, str) and kind in FAMILIES):
         raise ValueError(f"{where}: model_type must be one of {only(FAMILIES)}, got {shown(kind)}")
     table, fixed, defaults = FAMILIES[kind]
+    if quantised := config.get("quantization_config"):
+        kind = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else quantised
+        raise ValueError(
+            f"{where}: its weights are quantised (quantization_config: {shown(kind)}), which is not read: dequantise "
+            "them first"
+        )
     for name, allowed in NEEDS_NONE.items():
         if all(config.get(name) is not value for value in allowed) and config.get(name) != allowed[0]:
             raise ValueError(
@@ -103,7 +111,19 @@ def sizes(config: Mapping[str, Any], where: str = "config.json") -> dict[str, An
         found["context"] = min(found["context"], window)  # up to there, attention that slides is attention
     if kind == "roberta":
         found["context"] -= 2  # its positions begin at 2
-    return found
+    return found | _labels(config, where)
+
+
+def _labels(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """What the classes of a head are called; nothing where nobody did, which is written as LABEL_0, LABEL_1, …"""
+    named = config.get("id2label")
+    if named is None:
+        return {}
+    numbers = list(map(str, range(len(named)))) if isinstance(named, dict) else []
+    labels = tuple(named[number] for number in numbers) if numbers and set(named) == set(numbers) else ()
+    if not labels or not all(isinstance(label, str) for label in labels) or len(set(labels)) != len(labels):
+        raise ValueError(f"{where}: id2label must give the classes 0, 1, … different names, got {shown(named)}")
+    return {} if labels == tuple(f"LABEL_{number}" for number in numbers) else {"labels": labels}
 
 
 def _rope_base(config: Mapping[str, Any], kind: str, where: str) -> float:

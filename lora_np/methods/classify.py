@@ -13,7 +13,7 @@ A base that classifies already keeps its head, and its labels must be these.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -44,12 +44,16 @@ class HeadOnly(Method):
 class Classify(Method):
     """A method, the labels to tell apart, and what the head reads: a row of `config.READS`.
 
+    pooler   the arrays of the map before its logits, {"pooler.W": …}, where the base brought one; drawn without. It is
+             trained, and stored with the head: no setting of the method
+
     Raises ValueError for fewer than two labels, and for some that are the same.
     """
 
     method: Method
     labels: tuple[str, ...]
     reads: str = "first"
+    pooler: Mapping[str, Array] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if len(self.labels) < 2 or len(set(self.labels)) != len(self.labels):
@@ -58,8 +62,8 @@ class Classify(Method):
     def apply(self, model: Any, rng: np.random.Generator | None) -> Any:
         """The adapted model; raises ValueError where the base has a head of classes for other labels."""
         if not model.config.classes:
-            return self.method.apply(with_head(model, self.labels, self.reads, rng), rng)
-        known = model.config.labels or tuple(map(str, range(model.config.classes)))
+            return self.method.apply(with_head(model, self.labels, self.reads, rng, self.pooler), rng)
+        known = model.config.class_names
         for label in self.labels:
             if label not in known:
                 raise ValueError(f"the head of this base knows {nearest_first(label, known)}; got the label {label!r}")

@@ -152,7 +152,7 @@ class _Prefix(Method):
 
     def multiply_adds(self, config: TransformerConfig) -> int:
         """Every token meets l more keys and l more values in every block."""
-        return 2 * config.layers * config.d_model * self.positions
+        return 2 * config.layers * config.d_queries * self.positions
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ class PrefixKeysValues(Method):
         return 2 * config.layers * config.d_keys * self.length
 
     def multiply_adds(self, config: TransformerConfig) -> int:
-        return 2 * config.layers * config.d_model * self.length
+        return 2 * config.layers * config.d_queries * self.length
 
     def _beside(self, block: Block, stream: Array) -> PrefixedAttention:
         """The keys and values that the block makes of words; over again where more are asked for than fit."""

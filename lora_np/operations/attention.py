@@ -2,7 +2,8 @@ r"""Multi-head scaled dot-product attention (Vaswani et al. 2017, arXiv:1706.037
 
     q (batch, queries, d_model)    k, v (batch, keys, kv_heads · d_head)    y (batch, queries, d_model)
 
-Each head works on its own d_head = d_model / heads columns. For one head, with queries i and keys j,
+Each head works on its own d_head = d_model / heads columns, d_model standing here for the width of q, which need not
+be that of the stream. For one head, with queries i and keys j,
 
 $$s_{ij} = \frac{q_i\cdot k_j}{\sqrt{d_\mathrm{head}}} \tag{S1}\qquad
   p_{ij} = e^{s_{ij} - \ell_i},\quad \ell_i = \log\textstyle\sum_j e^{s_{ij}} \tag{S2}\qquad
