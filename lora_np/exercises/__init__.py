@@ -42,7 +42,7 @@ def unanswered(answer: object, task: str) -> bool:
 
 
 def compare(answer: float, right: float, hints: Mapping[float, str], otherwise: str) -> None:
-    """Raise AssertionError for a number that is not the right one, with the hint for this wrong one, if there is one."""
+    """Raise AssertionError for a number that is not the right one, with the hint for this one where there is one."""
     if math.isclose(answer, right, rel_tol=1e-6):
         return
     for wrong, hint in hints.items():

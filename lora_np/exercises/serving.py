@@ -1,5 +1,5 @@
-r"""Tutorial 08, one base, many tasks: house styles to serve, three ways to serve them, what is held in memory, and checks
-of two counts and of a mixed batch."""
+r"""Tutorial 08, one base, many tasks: house styles, three ways to serve them, what is held in memory, and checks of two
+counts and of a mixed batch."""
 
 from __future__ import annotations
 
@@ -94,15 +94,15 @@ def check_adapters_in_a_copy(answer: Any, d_in: int, d_out: int, rank: int) -> N
     own, copy = rank * (d_in + d_out), d_out * d_in
     right = copy / own
     hints = {
-        copy / (rank * d_in): "that counts A alone; an adapter is A and B",
-        copy / (rank * d_out): "that counts B alone; an adapter is A and B",
+        copy / (rank * d_in): "that counts one of A and B; an adapter is both",
+        copy / (rank * d_out): "that counts one of A and B; an adapter is both",
         copy / (d_in + d_out): f"that is for rank 1; at rank {rank} each adapter is {rank} times as large",
         1.0 / right: "that is the inverse: how many copies one adapter takes",
         (d_in + d_out) / rank: "a copy holds d_out · d_in numbers, a product and not a sum",
         float(own): "those are the numbers of one adapter; how many of them are as many as a copy has?",
         float(copy): "those are the numbers of a copy; how many adapters hold as many?",
     }
-    compare(answer, right, hints, "a copy holds d_out · d_in numbers, an adapter r rows of A and r columns of B")
+    compare(float(answer), right, hints, "a copy holds d_out · d_in numbers, an adapter r rows of A and r columns of B")
     print(f"Right: {right:,.4g} adapters of {own:,} numbers each, or one copy of {copy:,}.")
 
 
@@ -124,7 +124,7 @@ def check_break_even(answer: Any, d_in: int, d_out: int, rank: int) -> None:
         1.0 / right: "that is the inverse",
         2.0 * right: "with the branch gone a token saves both of its products, A x and B (A x)",
     }
-    compare(answer, right, hints, "set the multiply-adds of BA equal to t times those of B(Ax) for one token")
+    compare(float(answer), right, hints, "set the multiply-adds of BA equal to t times those of B(Ax) for one token")
     print(f"Right: after {right:,.4g} tokens, whatever the rank.")
 
 
@@ -150,7 +150,7 @@ def check_mixed_rows(answer: Any) -> None:
 
 def _drawn(rng: np.random.Generator) -> tuple[Array, Array, list[Array], list[Array], list[float], list[int]]:
     """A batch of seven rows and three adapters of unequal ranks, each of them used, and none by one row at least."""
-    d_out, d_in, ranks = int(rng.integers(4, 8)), int(rng.integers(8, 12)), rng.permutation([1, 2, 4])
+    d_out, d_in, ranks = int(rng.integers(4, 7)), int(rng.integers(8, 12)), rng.permutation([1, 2, 4])
     A = [rng.standard_normal((rank, d_in)) for rank in ranks]
     B = [rng.standard_normal((d_out, rank)) for rank in ranks]
     which = rng.permutation([0, 1, 2, 1, 0, -1, -1]).tolist()
@@ -162,9 +162,7 @@ def _arrays(given: tuple[Any, ...]) -> list[Array]:
     return [X, W, *A, *B, np.array(s), np.array(which)]
 
 
-def _judge(
-    found: Any, X: Array, W: Array, A: list[Array], B: list[Array], s: list[float], which: list[int]
-) -> None:
+def _judge(found: Any, X: Array, W: Array, A: list[Array], B: list[Array], s: list[float], which: list[int]) -> None:
     assert isinstance(found, np.ndarray), f"it must give back an array (n, d_out), got {found!r}"
     assert found.shape == (len(X), len(W)), f"the answer has shape {found.shape}, and should have {(len(X), len(W))}"
     plain, branch = X @ W.T, [scale * X @ a.T @ b.T for a, b, scale in zip(A, B, s, strict=True)]
@@ -191,4 +189,3 @@ def _judge(
     row = int(np.argmax(~(far <= most)))
     whose = "without an adapter" if which[row] < 0 else f"of adapter {which[row]}"
     raise AssertionError(f"row {row}, {whose}, is off by {far[row]:.3g}: look at what this row is multiplied by")
-

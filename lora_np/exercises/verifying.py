@@ -7,7 +7,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,12 @@ from ..formats.tensors import Tensor, dtype_of
 from ..formats.updates import Adapter, in_type
 from ..formats.writing import CODES, write_tensors
 from ..lora import adapters
+from ..merges.faults import times
 from ..merges.judging import Judged, judged
 from ..model import Linear, Transformer
 from ..names import nearest_first
-from ..parameters import walk
-from ..rounding import gamma, spacing, unit_roundoff
+from ..parameters import parameters, walk
+from ..rounding import gamma, rounded, spacing, unit_roundoff
 from . import checker, compare, unanswered
 
 PROJECTIONS = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "output": "o_proj"}
@@ -52,13 +53,13 @@ def write_base(folder: Path, model: Transformer, dtype: str = "bfloat16") -> Non
     """The attention matrices of a model and its last norm, as the folder of a Llama: names, shapes and numbers."""
     kind, maps = dtype_of(dtype), {p: node for p, node in walk(model) if isinstance(node, Linear) and "attention" in p}
     arrays = {f"{their_name(path)}.weight": node.W.astype(kind) for path, node in maps.items()}
-    write(folder, arrays | {"model.norm.weight": model.norm.gamma.astype(kind)})
+    write(folder, arrays | {"model.norm.weight": parameters(model)["norm.gamma"].astype(kind)})
     (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
 
 
 def write_adapter(folder: Path, model: Transformer, **about: Any) -> None:
     """The A and B of an adapted model as a folder of PEFT; `about` is what adapter_config.json says."""
-    arrays = {}
+    arrays: dict[str, Array] = {}
     for path, module in adapters(model).items():
         start = f"base_model.model.{their_name(path)}"
         arrays |= {f"{start}.lora_A.weight": module.A, f"{start}.lora_B.weight": module.B}
@@ -127,6 +128,49 @@ def _held(folder: Folder) -> dict[str, Tensor]:
     return {name: t if isinstance(t, Tensor) else Held(np.ascontiguousarray(t)) for name, t in folder.items()}
 
 
+def nudged(tensor: Any, rng: np.random.Generator) -> Array:
+    """The same tensor of another base: each number off by about one part in a hundred."""
+    array = np.asarray(tensor)
+    return in_type(in_type(array, np.float64) * (1.0 + 0.01 * rng.standard_normal(array.shape)), array.dtype)
+
+
+def scaled(adapter: Adapter, factor: float) -> Adapter:
+    """The same adapter, as if its B had been trained to this much of what it is."""
+    return replace(adapter, updates={name: times(update, factor) for name, update in adapter.updates.items()})
+
+
+def drawn_update(rng: np.random.Generator, shape: tuple[int, int], size: float, rank: int = 8) -> Array:
+    """A ΔW of this rank and this size, root mean square, in float64."""
+    change = rng.standard_normal((shape[0], rank)) @ rng.standard_normal((rank, shape[1]))
+    return change * (size / _rms(change))
+
+
+def kept(W: Array, change: Array, dtype: str) -> float:
+    r"""$\hat c$ of (V2): how much of ΔW there is in a merge of W, stored in this type, and ΔW, rounded once."""
+    before = rounded(np.asarray(W, np.float64), dtype_of(dtype))
+    after = rounded(before + change, dtype_of(dtype))
+    return float(np.vdot(after - before, change) / np.vdot(change, change))
+
+
+def errors_in_a_row(W: Array, changes: Sequence[Array], dtype: str) -> dict[str, list[float]]:
+    """Updates merged one after another, cast every time or once: how far either lies from W and the sum of them so
+    far, root mean square beside that sum, after each update."""
+    kind = dtype_of(dtype)
+    start = rounded(np.asarray(W, np.float64), kind)
+    each, total = start, np.zeros(start.shape)
+    errors: dict[str, list[float]] = {"cast every time": [], "cast once": []}
+    for change in changes:
+        total = total + change
+        each = rounded(each + change, kind)
+        errors["cast every time"].append(_rms(each - start - total) / _rms(total))
+        errors["cast once"].append(_rms(rounded(start + total, kind) - start - total) / _rms(total))
+    return errors
+
+
+def _rms(array: Array) -> float:
+    return float(np.sqrt(np.mean(np.square(array))))
+
+
 def mystery(rng: np.random.Generator, size: int = 48, rank: int = 4) -> tuple[Array, Array, Array, float, Array]:
     """W0, A, B, s, and a matrix that was merged from them in one of the ways of CAUSES, in float32."""
     W0, A = (rng.standard_normal((rows, size)).astype(np.float32) for rows in (size, rank))
@@ -155,7 +199,7 @@ def check_scale(answer: Any, about: Mapping[str, Any]) -> None:
         alpha * math.sqrt(r): "√r divides",
         1.0: "there is a scale: lora_alpha says how large",
     }
-    compare(answer, right, hints, "look at all three, r, lora_alpha and use_rslora")
+    compare(float(answer), right, hints, "look at all three, r, lora_alpha and use_rslora")
     print(f"Right: s = {right:g}. A program that overlooks use_rslora takes {other:g}.")
 
 
@@ -169,15 +213,15 @@ def check_vanishing(answer: Any, w: float) -> None:
     unit = float(spacing(size, kind))
     right, eps = unit / 2.0, 2.0 * unit_roundoff(kind)
     hints = {
+        eps: "that is ε, the unit at 1; the units are smaller below 1 and larger from 2 on",
         unit: "that is a whole unit in the last place: it reaches the next number, and from half of it on it is seen",
         unit / 4.0: "a little more still vanishes: numbers are rounded to the nearest, from the middle on upwards",
-        eps: "that is ε, the unit at 1; the units are smaller below 1 and larger from 2 on",
         eps * abs(w): "between two powers of two the unit is the same for all numbers",
         eps * abs(w) / 2.0: "between two powers of two the unit is the same for all numbers",
         float(spacing(size, np.float16)) / 2.0: "that is float16, with 10 bits of fraction; bfloat16 has 7",
         float(spacing(size, np.float32)) / 2.0: "that is float32, with 23 bits of fraction; bfloat16 has 7",
     }
-    compare(answer, right, hints, "between 2ᵏ and 2ᵏ⁺¹ the numbers of bfloat16 lie 2ᵏ⁻⁷ apart")
+    compare(float(answer), right, hints, "between 2ᵏ and 2ᵏ⁺¹ the numbers of bfloat16 lie 2ᵏ⁻⁷ apart")
     print(f"Right: half a unit, {right:g}, is {right / abs(w):.2%} of {w}.")
 
 
@@ -197,9 +241,9 @@ def check_cause(answer: Any, W0: Array, A: Array, B: Array, s: float, W: Array) 
     has, is_now = (float(np.vdot(D, update) / np.vdot(update, update)) for D in (would, found))
     if abs(has - is_now) > 0.2:
         raise AssertionError(f"{answer!r} has ĉ = {has:.3g}, and here ĉ is {is_now:.3g}: compute it, by (V2)")
+    off = abs(would - found).max()
     raise AssertionError(
-        f"{answer!r} would have ĉ = {has:.3g} too, or nearly; but entries are off by up to {abs(would - found).max():.3g} "
-        "then: compare W itself"
+        f"{answer!r} would have ĉ = {has:.3g} too, or nearly; but entries are off by up to {off:.3g}: compare W itself"
     )
 
 
@@ -224,7 +268,9 @@ def check_merge_once(answer: Any) -> None:
     E = gamma(roundings, unit_roundoff(np.float32)) * (abs(W.astype(np.float64)) + terms)
     far, bound = abs(now - exact), E + 0.5 * spacing(abs(exact) + E, W.dtype)
     if (far <= bound).all():
-        print(f"Right: {len(updates)} updates, one rounding; every entry within its bound of {bound.max():.1g} at most.")
+        print(
+            f"Right: {len(updates)} updates, one rounding; every entry within its bound of {bound.max():.1g} at most."
+        )
         return
     for hint, wrong in _merged_wrongly(W, updates).items():
         assert np.mean(found == wrong) < 0.99, hint
@@ -261,4 +307,3 @@ def _merged_wrongly(W: Array, updates: Sequence[tuple[Array, Array, float]]) -> 
         "only the last update was merged": (wide + deltas[-1]).astype(W.dtype),
         "only the first update was merged": (wide + deltas[0]).astype(W.dtype),
     }
-

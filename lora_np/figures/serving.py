@@ -35,7 +35,7 @@ def routing(mask: Array, rows: Sequence[str], columns: Sequence[str]) -> Any:
     Raises ValueError where the labels do not fit the mask.
     """
     if mask.shape != (len(rows), len(columns)) or not mask.size:
-        raise ValueError(f"a mask {mask.shape} needs a label for each row and column: {len(rows)} and {len(columns)}")
+        raise ValueError(f"a mask {mask.shape} needs one label a row and a column, got {len(rows)} and {len(columns)}")
     ends = [i for i in range(1, len(columns)) if columns[i] != columns[i - 1]]
     starts = [0, *ends]
     middles = [(low + high - 1) / 2 for low, high in zip(starts, [*ends, len(columns)], strict=True)]
