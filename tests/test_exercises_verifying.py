@@ -189,7 +189,7 @@ def test_the_change_that_vanishes(w: float, capsys: pytest.CaptureFixture[str]) 
     [
         (2.0**-3, "that is a whole unit"),
         (2.0**-5, "a little more still vanishes"),
-        (2.0**-7, "that is ε"),
+        (2.0**-7, "that is float16"),
         (22.5 * 2.0**-7, "between two powers of two the unit is the same"),
         (22.5 * 2.0**-8, "between two powers of two the unit is the same"),
         (2.0**-7 / 2, "the numbers of bfloat16 lie"),
@@ -203,8 +203,8 @@ def test_a_wrong_change_that_vanishes_is_named(answer: Any, hint: str) -> None:
     rejects(hint, check_vanishing, answer, 22.5)
 
 
-def test_float16_is_named_where_it_is_not_epsilon() -> None:
-    rejects("that is float16", check_vanishing, 2.0**-9, 5.5)
+def test_epsilon_is_named_where_it_is_nothing_else() -> None:
+    rejects("that is ε", check_vanishing, 2.0**-7, 0.3)
 
 
 @pytest.mark.parametrize("cause", list(lab.CAUSES))

@@ -44,6 +44,12 @@ def test_merges_are_told_apart_by_their_bound() -> None:
     assert [label.get_text() for label in left.get_yticklabels()] == ["right", "twice"]
 
 
+def test_what_has_no_bound_is_written_and_not_lost() -> None:
+    figure = verifying.told_apart({"right": (1e-3, 0.9, True), "a norm": (1e-2, np.inf, False)}, tolerance=1e-3)
+    assert [text.get_text() for text in figure.axes[1].texts] == ["∞"]
+    assert np.isnan(figure.axes[1].lines[1].get_xdata()[0])
+
+
 def test_a_staircase_is_in_units_in_the_last_place() -> None:
     figure = verifying.staircase([0.0, 0.5, 1.0], [0.0, 0.5, 1.0], unit=0.25, number=0.75)
     assert lines(figure)["w = 0.75"] == [0.0, 2.0, 4.0]

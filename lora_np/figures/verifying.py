@@ -2,6 +2,7 @@ r"""Pictures of tutorial 11: merges by gap and by gap / bound, a staircase of ro
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from . import COLOURS, GREY, LINES, MARKERS, _figure, _legend, _look
 def told_apart(merges: Mapping[str, tuple[float, float, bool]], tolerance: float) -> Any:
     r"""Merges by the largest gap of an entry (left) and by the largest gap / bound (right), honest ones and others.
 
-    merges     {label: (gap, gap / bound, honest)}; logarithmic, so a gap of zero has no mark
+    merges     {label: (gap, gap / bound, honest)}; logarithmic, so a gap of zero has no mark; ∞ is written at the edge
     tolerance  a line on the left: what passes and what does not, were this the judge
     Raises ValueError when there is no merge.
     """
@@ -24,8 +25,13 @@ def told_apart(merges: Mapping[str, tuple[float, float, bool]], tolerance: float
             look = {"color": colour, "marker": marker, "linestyle": "none"}
             for axes, column in ((left, 1), (right, 2)):
                 label = ("an honest merge" if honest else "a wrong one") if axes is left else None
-                shown = [row[column] if row[column] > 0 else float("nan") for row in rows]
+                shown = [row[column] if 0 < row[column] < math.inf else math.nan for row in rows]
                 axes.plot(shown, [row[0] for row in rows], label=label, **look)
+        for i, (_, used, _) in enumerate(merges.values()):
+            if math.isinf(used):  # what must be equal and is not has no bound
+                right.text(
+                    0.97, i, "∞", color=COLOURS[3], ha="right", va="center", transform=right.get_yaxis_transform()
+                )
         left.axvline(tolerance, color=GREY, linestyle=LINES[1], linewidth=1.3, label=f"tolerance {tolerance:g}")
         right.axvline(1.0, color=GREY, linestyle=LINES[3], linewidth=1.6, label="its own bound")
         for axes in (left, right):
@@ -65,8 +71,11 @@ def in_a_row(errors: Mapping[str, Sequence[float]]) -> Any:
     """
     if not errors or len({len(line) for line in errors.values()}) != 1 or not len(next(iter(errors.values()))):
         raise ValueError("each way needs the same number of updates, at least one")
+    from matplotlib.ticker import MaxNLocator
+
     with _figure(5.6, 3.9) as figure:
         axes = figure.add_subplot()
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         for i, (way, line) in enumerate(errors.items()):
             axes.plot(range(1, len(line) + 1), [100.0 * share for share in line], label=way, **_look(i))
         axes.set_ylim(bottom=0.0)
