@@ -13,9 +13,11 @@ import pytest
 from builders import model, moved
 
 from lora_np.exercises import verifying as lab
+from lora_np.exercises.folders import their_name, write
 from lora_np.exercises.verifying import check_cause, check_merge_once, check_scale, check_vanishing
 from lora_np.formats.adapters import read_adapter
 from lora_np.formats.huggingface import open_weights
+from lora_np.formats.tensors import dtype_of
 from lora_np.formats.updates import Adapter
 from lora_np.lora import adapters, delta
 from lora_np.methods import adapt
@@ -57,13 +59,13 @@ def test_what_is_written_is_what_was_trained(world: Any) -> None:
     assert len(W0) == 4 * 2 + 1
     assert len(adapter.updates) == len(adapters(node)) == 4
     for path, module in adapters(node).items():
-        update = adapter.updates[f"{lab.their_name(path)}.weight"]
+        update = adapter.updates[f"{their_name(path)}.weight"]
         assert np.allclose(update.prepared(W0[update.name]).change(slice(None)), delta(module), rtol=1e-5, atol=1e-6)
 
 
 def test_a_folder_that_exists_is_not_written_into(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError):
-        lab.write(tmp_path, {"a": np.zeros(2, np.float32)})
+        write(tmp_path, {"a": np.zeros(2, np.float32)})
 
 
 def test_a_right_merge_holds_and_each_mistake_has_its_name(world: Any) -> None:
@@ -179,7 +181,7 @@ def test_the_change_that_vanishes(w: float, capsys: pytest.CaptureFixture[str]) 
     half = 2.0 ** (np.floor(np.log2(abs(w))) - 8)
     check_vanishing(half, w)
     assert capsys.readouterr().out.startswith("Right: half a unit")
-    kind = lab.dtype_of("bfloat16")
+    kind = dtype_of("bfloat16")
     assert float(np.float32(w + half).astype(kind)) == w
     assert float(np.float32(w + 1.01 * half).astype(kind)) == w + 2 * half
 
