@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import reprlib
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
 from types import TracebackType
 from typing import Any, ParamSpec
@@ -83,6 +84,15 @@ def unanswered(answer: object, task: str) -> bool:
         return False
     print(f"Exercise: {task}")
     return True
+
+
+def compare(answer: float, right: float, hints: Mapping[float, str], otherwise: str) -> None:
+    """Raise AssertionError for a number that is not the right one, with the hint for this one where there is one."""
+    if math.isclose(answer, right, rel_tol=1e-6):
+        return
+    for wrong, hint in hints.items():
+        assert not math.isclose(answer, wrong, rel_tol=1e-4), f"{answer:,.6g} is not it: {hint}"
+    raise AssertionError(f"{answer:,.6g} is not it: {otherwise}")
 
 
 def _without_traceback(others: Callable[..., Any]) -> Callable[..., Any]:
