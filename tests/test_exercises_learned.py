@@ -17,12 +17,15 @@ from lora_np.exercises.learned import (
     check_other_cut,
     check_similarity,
     held_out,
+    reading_only,
     trained,
 )
 from lora_np.lora import LoraLinear, adapters, delta
+from lora_np.methods import adapt
 from lora_np.methods.lora import LoraConfig
 from lora_np.model import Linear
-from lora_np.paper.subspaces import of_factors, of_updates
+from lora_np.paper.subspaces import of_factors, of_updates, orthonormal
+from lora_np.parameters import parameters, with_parameters
 
 RNG = np.random.default_rng(0)
 RANK, D_IN, D_OUT = 3, 9, 8
@@ -72,6 +75,19 @@ def test_an_agreement_is_the_mean_of_phi_over_the_maps() -> None:
             "writes": np.mean([side.left.values[1, 1] for side in sides]),
         }
     )
+
+
+def test_an_update_that_reads_some_directions_only_keeps_its_share_and_the_rest_is_left_alone() -> None:
+    node, rng = model(), np.random.default_rng(1)
+    node = adapt(node, LoraConfig(rank=2), rng)
+    moved = {name: rng.standard_normal(B.shape) for name, B in parameters(node, "*.B").items()}
+    node, Q = with_parameters(node, moved), orthonormal(rng, 8, 8)
+    halves = [reading_only(node, {path: part for path in adapters(node)}) for part in (Q[:, :5], Q[:, 5:])]
+    assert sum(share for _, share in halves) == pytest.approx(1.0)
+    for path, module in adapters(node).items():
+        parts = [delta(adapters(half)[path]) for half, _ in halves]
+        assert abs(parts[0] @ Q[:, 5:]).max() < 1e-12
+        np.testing.assert_allclose(sum(parts), delta(module), atol=1e-12)
 
 
 # ------------------------------------------------------------------------------------------------------- the checks
@@ -184,7 +200,12 @@ def test_a_cut_that_is_none_is_told_why(wrong: Any, hint: str) -> None:
 
 @pytest.mark.parametrize(
     ("check", "about"),
-    [(check_chance, (4, 16, 768)), (check_similarity, ()), (check_amplification, (MODULE,)), (check_other_cut, (MODULE,))],
+    [
+        (check_chance, (4, 16, 768)),
+        (check_similarity, ()),
+        (check_amplification, (MODULE,)),
+        (check_other_cut, (MODULE,)),
+    ],
 )
 def test_a_placeholder_is_told_its_task(
     check: Callable[..., None], about: tuple[Any, ...], capsys: pytest.CaptureFixture[str]

@@ -218,7 +218,7 @@ def test_what_cannot_be_done_is_said_in_a_line(
 
 @pytest.mark.parametrize(
     ("option", "files"),
-    [("--blank", [f"0{i}" for i in range(1, 8)]), ("--solutions", []), ("--nbgrader", [])],
+    [("--blank", [path.stem[:2] for path in PATHS]), ("--solutions", []), ("--nbgrader", [])],
 )
 def test_each_version_is_copied_and_overwrites_nothing(tmp_path: Path, option: str, files: list[str]) -> None:
     assert code_of(["tutorials", str(tmp_path), option]) == 0

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from ..adaptation import Outcome, Text
-from ..lora import LoraLinear
+from ..engine.arrays import Array
+from ..lora import LoraLinear, adapters
 from ..method import Method
 from ..model import Transformer
 from ..paper.cells import Cell
@@ -18,6 +19,7 @@ from ..paper.runs import Sides
 from ..paper.runs import trained as trained_cell
 from ..paper.subspaces import directions, of_factors, of_updates, orthonormal
 from ..paper.updates import amplification
+from ..parameters import with_parameters
 from . import checker, unanswered
 from .answers import CLOSE, matrix, number, told
 
@@ -27,12 +29,14 @@ APART = 1e-3  # φ of two directions that are called orthogonal
 LARGEST = 1e9  # condition number beyond which BG⁻¹·GA is no longer BA in float64, to the digits that are compared
 
 
-def trained(base: Transformer, method: Method, rate: float, seed: int, steps: int = STEPS) -> Outcome:
+def trained(
+    base: Transformer, method: Method, rate: float, seed: int, steps: int = STEPS, batch: int = MUSEUM.batch
+) -> Outcome:
     """The museum labels, learned by this method: the model and its held-out bits per byte.
 
     The seed draws what the method draws, the examples, and the order of the batches; what is held out stays.
     """
-    cell = replace(MUSEUM, steps=steps, rate=rate, seed=seed)
+    cell = replace(MUSEUM, steps=steps, batch=batch, rate=rate, seed=seed)
     return trained_cell(cell, base, method, Sides.of(cell, base, method))
 
 
@@ -51,6 +55,20 @@ def agreement(first: Mapping[str, LoraLinear], second: Mapping[str, LoraLinear],
         "writes": [both.left for both in updates],
     }
     return {name: float(np.mean([each.values[i - 1, i - 1] for each in found])) for name, found in parts.items()}
+
+
+def reading_only(model: Transformer, spans: Mapping[str, Array]) -> tuple[Transformer, float]:
+    r"""The adapted model whose updates read the given directions alone, ΔW QQᵀ, and the share of ‖ΔW‖² that is left.
+
+    spans   {path of an adapted map: Q (d_in, k), orthonormal columns}; the share is the mean over the maps
+    """
+    found, arrays, shares = adapters(model), {}, []
+    for path, Q in spans.items():
+        module = found[path]
+        A = ((module.A @ Q) @ Q.T).astype(module.A.dtype)
+        arrays[f"{path}.A"] = A
+        shares.append(np.linalg.norm(module.B @ A) ** 2 / np.linalg.norm(module.B @ module.A) ** 2)
+    return with_parameters(model, arrays), float(np.mean(shares))
 
 
 # ---------------------------------------------------------------------------------------------------------- checks
@@ -140,8 +158,8 @@ def check_other_cut(answer: Any, module: LoraLinear) -> None:
         raise AssertionError("GᵀG is a multiple of I: (GA)ᵀ(GA) is one of AᵀA, so GA has the same singular vectors")
     phi = float(of_factors(A, G @ A).values[0, 0])
     assert phi < APART, (
-        f"φ(1, 1) of A and GA is {phi:.3f}, and should be below {APART:g}: write A = USVᵀ and let G enlarge a direction "
-        "of U that is not the first, until it comes first"
+        f"φ(1, 1) of A and GA is {phi:.3f}, and should be below {APART:g}: write A = USVᵀ and let G enlarge a "
+        "direction of U that is not the first, until it comes first"
     )
     gap = float(np.linalg.norm(B @ np.linalg.inv(G) @ (G @ A) - B @ A) / np.linalg.norm(B @ A))
     print(f"Right: φ(1, 1) is {phi:.1e}, and BG⁻¹·GA is BA but for {gap:.0e} of its norm. The update is the same.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,17 +15,19 @@ from ..engine.arrays import Array
 from ..method import Method
 from ..methods import METHODS, adapt
 from ..methods.bottleneck import AdapterH
-from ..model import Linear, Transformer
+from ..model import Transformer
 from ..operations import dora_linear
-from ..parameters import parameters, with_parameters
+from ..parameters import with_parameters
+from ..wrappers import can_be_merged, merge
 from . import checker, unanswered
 from .answers import CLOSE, matrix, number, told, whole_number
 
-# The fifteen of the tutorial, in its order; `lora_np.methods.METHODS` holds three more, which are mixtures or relatives.
+# The fifteen of the tutorial, in its order; `METHODS` holds three more, which are mixtures or relatives of these.
 NAMES = (
-    "lora full top bitfit prefix-embedding prefix-layer adapter-h adapter-l adapter-p compacter dora vera pissa lora+ "
-    "lora-fa"
-).split()
+    *("lora", "full", "top", "bitfit", "prefix-embedding", "prefix-layer"),
+    *("adapter-h", "adapter-l", "adapter-p", "compacter"),
+    *("dora", "vera", "pissa", "lora+", "lora-fa"),
+)
 
 
 def moved(base: Transformer, method: Method, seed: int = 0, by: float = 0.1) -> Transformer:
@@ -47,6 +50,42 @@ def fastest_calls(calls: Mapping[str, Callable[[], Any]], turns: int = 60) -> di
             call()
             seconds[name].append(time.perf_counter() - began)
     return {name: min(taken) for name, taken in seconds.items()}
+
+
+def slower(
+    base: Transformer, methods: Mapping[str, Method], n: int = 128, turns: int = 40
+) -> dict[str, dict[str, float]]:
+    """By the clock: how many percent longer than the base each method takes while it stands beside it.
+
+    Two ways to read: n tokens of text at once, and one more behind them, from the cache, as in generation. Special
+    tokens come on top. What can be merged is timed merged as well, as "NAME, merged".
+    """
+    text, rng = np.zeros(n, np.int64), np.random.default_rng(0)  # which text it is makes no difference
+    models = {name: (adapt(base, method, rng), method.given(text, base.config)) for name, method in methods.items()}
+    models |= {f"{name}, merged": (merge(node), text) for name, (node, _) in models.items() if can_be_merged(node)}
+    found = {}
+    for way, call in {"one more token": _one_more, f"{n} tokens at once": _at_once}.items():
+        calls = {name: call(node, tokens) for name, (node, tokens) in {"": (base, text), **models}.items()}
+        seconds = fastest_calls(calls, turns)
+        found[way] = {name: 100.0 * (seconds[name] / seconds[""] - 1.0) for name in models}
+    return found
+
+
+def _at_once(model: Transformer, tokens: Array) -> Callable[[], Any]:
+    return partial(model, tokens[None])
+
+
+def _one_more(model: Transformer, tokens: Array) -> Callable[[], Any]:
+    """The same token again and again behind the others, which are read once."""
+    caches = model.caches(len(tokens) + 1)
+    model(tokens[None], caches=caches)
+
+    def call() -> None:
+        for cache in caches:
+            cache.length = len(tokens)
+        model(np.zeros((1, 1), np.int64), caches=caches)
+
+    return call
 
 
 # ---------------------------------------------------------------------------------------------------------- checks
@@ -84,19 +123,21 @@ def check_places_left(answer: Any, shape: TransformerConfig, name: str, budget: 
     bill = offer(name, shape, budget).bill
     assert bill is not None, f"{shape_name(shape)} can have no {name}"
     taken, right, found = bill.full_context - bill.context, bill.context, number(answer)
-    per_place, L = METHODS[name](prefix=1).numbers(shape), shape.layers  # type: ignore[call-arg]
+    a_place, d, L = METHODS[name](prefix=1).numbers(shape), shape.d_model, shape.layers  # type: ignore[call-arg]
+    in_every_block = a_place > d
+    other, why = (
+        (budget // d, "prefix-layer learns a row for every block")
+        if in_every_block
+        else (budget // (d * L), "prefix-embedding learns a row once, not in every block")
+    )
     hints: dict[float, str] = {
         taken: f"that is what it takes; the context has {shape.context}",
         shape.context: "that is the whole context, and special tokens stand in it too",
         shape.context - budget: "a special token is not one number: it is a row of d numbers",
-        shape.context - budget // (shape.d_model * (1 if per_place > shape.d_model else L)): (
-            "prefix-layer learns a row for every block" if per_place > shape.d_model else "prefix-embedding learns a "
-            "row once, not in every block"
-        ),
+        shape.context - other: why,
         shape.context - 2 * taken: "keys and values are not apart here: a place is one row a block",
     }
-    advice = f"a place costs {per_place:,} numbers, and {taken} of them fit into {budget:,}"
-    told(found, right, {k: v for k, v in hints.items() if k != right}, advice if found != right else "")
+    told(found, right, hints, f"a place costs {a_place:,} numbers, and {taken} of them fit into {budget:,}")
     print(f"Right: {taken} places are taken, and {right} of {shape.context} are left to the text.")
 
 
@@ -110,21 +151,21 @@ def check_dora(answer: Any) -> None:
     x, W, A, B = (rng.standard_normal(shape) for shape in ((5, 3), (4, 3), (2, 3), (4, 2)))
     m = 1.0 + rng.random(4)
     V = W + s * (B @ A)
-    n = np.linalg.norm(V, axis=1)
+    n, own = np.linalg.norm(V, axis=1), np.linalg.norm(W, axis=1)
     got = matrix(answer(x.copy(), W.copy(), A.copy(), B.copy(), m.copy(), s), (5, 4), "dora(x, W, A, B, m, s)")
     right = np.asarray(dora_linear(x, W, None, A, B, m, s))
     known = {
-        "the length is missing: divide each row of V by its own, n": x @ (V * m[:, None]).T,
-        "m is missing: after dividing by n each row has length 1, and should have length m": x @ (V / n[:, None]).T,
-        "n is the length of the rows of V = W0 + s·BA, not of W0": x @ (V * (m / np.linalg.norm(W, axis=1))[:, None]).T,
-        "s is missing: V = W0 + s·BA": x @ _lengthened(W + B @ A, m).T,
-        "only BA was brought to the length m; W0 belongs to the direction as well": x @ (W + _lengthened(s * B @ A, m)).T,
-        "n is squared: take the root of the sum of squares": x @ (V * (m / n**2)[:, None]).T,
-        "one length for the whole matrix; each row has its own": x @ (V * m[:, None] / np.linalg.norm(V)).T,
-        "n divides the columns: it is the length of a row, of one output": x @ ((V / np.linalg.norm(V, axis=0)) * m[:, None]).T,
+        "the length is missing: divide each row of V by its own, n": m[:, None] * V,
+        "m is missing: after dividing by n each row has length 1, and should have length m": V / n[:, None],
+        "n is the length of the rows of V = W0 + s·BA, not of W0": V * (m / own)[:, None],
+        "s is missing: V = W0 + s·BA": _lengthened(W + B @ A, m),
+        "only BA was brought to the length m; W0 belongs to the direction too": W + _lengthened(s * B @ A, m),
+        "n is squared: take the root of the sum of squares": V * (m / n**2)[:, None],
+        "one length for the whole matrix; each row has its own": m[:, None] * V / np.linalg.norm(V),
+        "n divides the columns: it is the length of a row": m[:, None] * V / np.linalg.norm(V, axis=0),
     }
     for hint, wrong in known.items():
-        assert not _equal(got, wrong), hint
+        assert not _equal(got, x @ wrong.T), hint
     assert _equal(got, right), f"it is off by up to {abs(got - right).max():.3g}: x Vᵀ, and each column times mᵢ/nᵢ"
     print("Right: every row of W0 + s·BA keeps its direction and gets the length m.")
 
