@@ -1,11 +1,11 @@
-r"""The picture of all methods at one budget: what each trains, and what it adds to the model that is used."""
+r"""Pictures of all methods: what each trains at one budget, and what it adds to the model that is used."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from . import COLOURS, GREY, _figure, _legend
+from . import COLOURS, GREY, _figure, _legend, _look
 
 if TYPE_CHECKING:
     from ..costs.budget import Offer
@@ -45,6 +45,28 @@ def one_budget(offers: Sequence[Offer], budget: int) -> Any:
         every[0].set_yticks(range(len(shown)), [f"{offer.name}  {offer.settings}".strip() for offer in shown])
         every[0].set_ylim(len(shown) - 0.5, -0.5)  # the first on top
         _legend(figure, columns=3)
+    return figure
+
+
+def latency(percent: Mapping[str, Mapping[str, float]]) -> Any:
+    r"""How much longer than the base each takes: a row for each, a mark for each way to read.
+
+    percent  {way: {label: percent of the time of the base}}, the same labels for each
+    Raises ValueError for none, or labels that differ.
+    """
+    labels = [list(found) for found in percent.values()]
+    if not labels or not labels[0] or any(found != labels[0] for found in labels):
+        raise ValueError(f"a picture of latency needs at least one label, the same for each length; got {labels}")
+    with _figure(5.8, 1.4 + 0.34 * len(labels[0])) as figure:
+        axes = figure.add_subplot()
+        for i, (name, found) in enumerate(percent.items()):
+            style = _look(i) | {"linestyle": "none", "markersize": 7}
+            axes.plot(list(found.values()), range(len(found)), label=name, **style)
+        axes.axvline(0.0, color=GREY, linestyle="--", linewidth=1.3)
+        axes.set_yticks(range(len(labels[0])), labels[0])
+        axes.set_ylim(len(labels[0]) - 0.5, -0.5)  # the first on top
+        axes.set(xlabel="more time than the base (%), the fastest of many calls")
+        _legend(figure, columns=2)
     return figure
 
 
