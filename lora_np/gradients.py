@@ -93,7 +93,8 @@ def gradcheck(seed: int = 0, watch: Callable[[list[Case]], Iterable[Case]] = ite
     watch   wraps the list of cases as they are gone through (a progress bar, say);
     device  "cpu" or "gpu": where the derivations and the difference quotients are computed, in float64.
 
-    The gradient of an array has its shape, (d_out, d_in) for W. Raises what `to_device` raises where the device is missing.
+    The gradient of an array has its shape, (d_out, d_in) for W. Raises what `to_device` raises where the device is
+    missing.
 
     >>> from lora_np import gradcheck
     >>> report = gradcheck(watch=lambda cases: cases[:2])  # all of them take a while

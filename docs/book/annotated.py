@@ -1,7 +1,7 @@
 r"""A file of Python as a page: what it says on the left, the code that does it on the right, tag for tag.
 
-The file itself is the source of the page: no copy, no stub. Its docstring comes first, whole; then every definition, its
-docstring and the equations whose tags it bears beside its lines. A tag in a comment leads to its equation.
+The file itself is the source of the page: no copy, no stub. Its docstring comes first, whole; then every definition,
+its docstring and the equations whose tags it bears beside its lines. A tag in a comment leads to its equation.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from docutils import nodes
-from docutils.parsers.rst import directives
 from myst_parser.parsers.sphinx_ import MystParser
 from sphinx.application import Sphinx
 from sphinx.parsers import Parser
@@ -70,7 +69,7 @@ def page_of(source: str, page: str, derivations: Derivations) -> str:
     path = Path(f"{page}.py")
     name = path.parent.name if path.stem == "__init__" else path.stem
     text = [
-        f"---\nhide-toc: true\n---\n",
+        "---\nhide-toc: true\n---\n",
         f"({_label(page)})=\n# {TITLES.get(name, name.replace('_', ' ').capitalize())}\n",
         f"`{path}`\n",
         markdown(f"{title}\n\n{rest}", link, placed),
@@ -99,27 +98,23 @@ class Lines(SphinxDirective):
 
     has_content = True
     required_arguments = 1
-    option_spec = {"class": directives.class_option}
 
     def run(self) -> list[nodes.Node]:
-        node = CodeLines(text="\n".join(self.content), page=self.env.docname)
-        return [node]
+        return [CodeLines(text="\n".join(self.content))]
 
 
 class CodeLines(nodes.General, nodes.Element):
     """The code of one part; `text` is it."""
 
 
-def tag_role(name: str, rawtext: str, text: str, lineno: int, inliner: Any, options: Any = None, content: Any = ()) -> Any:
+def tag_role(name: str, raw: str, text: str, *_: Any) -> Any:
     """A tag in prose: becomes a link to its equation."""
     return [TagLink(text=text)], []
 
 
-def tagged_role(
-    name: str, rawtext: str, text: str, lineno: int, inliner: Any, options: Any = None, content: Any = ()
-) -> Any:
+def tagged_role(name: str, raw: str, text: str, *_: Any) -> Any:
     """A tag that stands behind its equation, within a line."""
-    return [Tagged(rawtext, text, ids=[anchor(text)])], []
+    return [Tagged(raw, text, ids=[anchor(text)])], []
 
 
 class TagLink(nodes.Inline, nodes.Element):

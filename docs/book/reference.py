@@ -6,6 +6,8 @@ import ast
 import dataclasses
 import inspect
 from collections.abc import Iterator
+from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,9 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.inspect import stringify_signature
 
-from .docstrings import markdown
-
 import lora_np
+
+from .docstrings import markdown
 
 
 def documentation(name: str) -> tuple[str, str]:
@@ -25,19 +27,18 @@ def documentation(name: str) -> tuple[str, str]:
     if callable(value):
         return value.__module__, inspect.getdoc(value) or ""
     for module in ("lora_np.methods", "lora_np.version"):
-        if text := below(Path(inspect.getsourcefile(__import__(module, fromlist="_")) or ""), name):
+        if text := below(Path(import_module(module).__file__ or ""), name):
             return module, text
     return "", ""
 
 
 def below(path: Path, name: str) -> str:
     """The text that stands below the assignment of a name at the top of a file; "" where there is none."""
-    body = ast.parse(path.read_text(encoding="utf-8")).body
-    for node, after in zip(body, body[1:], strict=False):
+    for node, after in pairwise(ast.parse(path.read_text(encoding="utf-8")).body):
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-        if name in (getattr(target, "id", None) for target in targets):
-            if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) and isinstance(after.value.value, str):
-                return inspect.cleandoc(after.value.value)
+        text = getattr(getattr(after, "value", None), "value", None)
+        if name in (getattr(target, "id", None) for target in targets) and isinstance(text, str):
+            return inspect.cleandoc(text)
     return ""
 
 
@@ -83,7 +84,7 @@ class Public(SphinxDirective):
         if unknown := set(names) - set(lora_np.__all__):
             raise self.error(f"no public names: {', '.join(sorted(unknown))}")
         for name in names:
-            self.env.note_dependency(inspect.getsourcefile(inspect.unwrap(getattr(lora_np, name))) if callable(getattr(lora_np, name)) else lora_np.__file__)
+            self.env.note_dependency(import_module(documentation(name)[0]).__file__)
         return self.parse_text_to_nodes("\n\n".join(map(entry, names)), offset=self.content_offset)
 
 
