@@ -108,8 +108,9 @@ class CodeLines(nodes.General, nodes.Element):
 
 
 def tag_role(name: str, raw: str, text: str, *_: Any) -> Any:
-    """A tag in prose: becomes a link to its equation."""
-    return [TagLink(text=text)], []
+    """A tag in prose, and the page of its equation if that is another: becomes a link to it."""
+    tag, _, page = text.partition(" ")
+    return [TagLink(text=tag, page=page)], []
 
 
 def tagged_role(name: str, raw: str, text: str, *_: Any) -> Any:
@@ -127,7 +128,7 @@ def anchor(tag: str) -> str:
 
 
 def visit_tag_link(self: Any, node: TagLink) -> None:
-    self.body.append(_link(node["text"], self))
+    self.body.append(_link(node["text"], self, node["page"]))
     raise nodes.SkipNode
 
 
@@ -147,9 +148,9 @@ def visit_lines(self: Any, node: CodeLines) -> None:
     raise nodes.SkipNode
 
 
-def _link(tag: str, translator: Any) -> str:
+def _link(tag: str, translator: Any, where: str = "") -> str:
     here, builder = translator.builder.current_docname, translator.builder
-    page = builder.env.lora_derivations.page_of(tag, here)
+    page = builder.env.lora_derivations.page_of(tag, where or here)
     if not page:
         return tag
     address = "" if page == here else builder.get_relative_uri(here, page)

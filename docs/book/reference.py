@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import re
 from collections.abc import Iterator
 from importlib import import_module
 from itertools import pairwise
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from docutils import nodes
+from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.inspect import stringify_signature
@@ -19,6 +21,8 @@ from sphinx.util.inspect import stringify_signature
 import lora_np
 
 from .docstrings import markdown
+
+REFERENCE = "docs/reference"
 
 
 def documentation(name: str) -> tuple[str, str]:
@@ -42,21 +46,30 @@ def below(path: Path, name: str) -> str:
     return ""
 
 
-def entry(name: str) -> str:
-    """The Markdown of a public name."""
+def entry(name: str, derivations: Any) -> str:
+    """The Markdown of a public name, in which the tags of its own module are links."""
     value, (module, doc) = getattr(lora_np, name), documentation(name)
     kind = "class" if inspect.isclass(value) else "function" if callable(value) else "data"
     signature = signature_of(value) if callable(value) else ""
-    page = "/" + module.replace(".", "/") + ("/__init__" if module == "lora_np.methods" else "")
+    page = module.replace(".", "/")
+
+    def link(tag: str) -> str:
+        return f"{{tag}}`{tag} {page}`" if tag in derivations.tags.get(page, ()) else ""
+
     target = f"{module}.{name}" if callable(value) else module
     source = f"{{ref}}`{module} <{target.lower()}>`"
     members = list(_members(value)) if inspect.isclass(value) else []
-    inside = "\n\n".join([f"In {source}", markdown(doc), *members])
-    return f"::::::{{py:{kind}}} {name}{signature}\n:module: lora_np\n\n{inside}\n::::::" if page else ""
+    inside = "\n\n".join([f"In {source}", markdown(doc, link), *members])
+    return f"::::::{{py:{kind}}} {name}{signature}\n:module: lora_np\n\n{inside}\n::::::"
 
 
 def signature_of(value: Any) -> str:
-    return stringify_signature(inspect.signature(value), show_return_annotation=not inspect.isclass(value))
+    """As it stands in the code; a default that is made, not written, as `...`."""
+    return _signature(inspect.signature(value), show_return_annotation=not inspect.isclass(value))
+
+
+def _signature(signature: inspect.Signature, **settings: bool) -> str:
+    return re.sub(r"<(?:function [^>]*>+|factory)>?", "...", stringify_signature(signature, **settings))
 
 
 def _members(value: type) -> Iterator[str]:
@@ -71,7 +84,7 @@ def _members(value: type) -> Iterator[str]:
         elif inspect.isfunction(member):
             signature = inspect.signature(member)
             own = signature.replace(parameters=list(signature.parameters.values())[1:])
-            yield f":::::{{py:method}} {name}{stringify_signature(own)}\n\n{markdown(doc)}\n:::::"
+            yield f":::::{{py:method}} {name}{_signature(own)}\n\n{markdown(doc)}\n:::::"
 
 
 class Public(SphinxDirective):
@@ -85,9 +98,31 @@ class Public(SphinxDirective):
             raise self.error(f"no public names: {', '.join(sorted(unknown))}")
         for name in names:
             self.env.note_dependency(import_module(documentation(name)[0]).__file__)
-        return self.parse_text_to_nodes("\n\n".join(map(entry, names)), offset=self.content_offset)
+        entries = [entry(name, self.env.lora_derivations) for name in names]
+        return self.parse_text_to_nodes("\n\n".join(entries), offset=self.content_offset)
+
+
+def link_names(app: Sphinx, document: nodes.document) -> None:
+    """In what docstrings say, a public name and a module that is a page become links."""
+    page = app.env.docname
+    if page != REFERENCE and not page.startswith("lora_np/"):
+        return
+    for literal in list(document.findall(nodes.literal)):
+        text, parent = literal.astext().removesuffix("()"), literal.parent
+        if isinstance(parent, nodes.title | nodes.reference | addnodes.pending_xref):
+            continue
+        if text in lora_np.__all__:
+            about = {"refdomain": "py", "reftype": "obj", "reftarget": f"lora_np.{text}"}
+        elif re.fullmatch(r"lora_np(\.\w+)+", text) and text.replace(".", "/") in app.env.found_docs:
+            about = {"refdomain": "std", "reftype": "ref", "reftarget": text, "refexplicit": True}
+        else:
+            continue
+        reference = addnodes.pending_xref("", refdoc=page, refwarn=True, **about)
+        parent.replace(literal, reference)
+        reference += literal
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("public", Public)
+    app.connect("doctree-read", link_names)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
