@@ -39,6 +39,7 @@ from .model import Transformer
 from .names import matching
 from .optimization import TrainingConfig, TrainingState, start
 from .parameters import Arrays, count, parameters, with_parameters
+from .stopping import Interrupted as Interrupted
 from .tokenizers import Tokenizer
 from .training import Batches, Record, Traffic, fit, model_loss, pieces_of
 
@@ -91,21 +92,13 @@ class Result:
     judged: Judged | None = None
 
 
-class Interrupted(Exception):
-    """A run was stopped and can be resumed; `step` is the last one whose result is kept."""
-
-    def __init__(self, step: int) -> None:
-        super().__init__(f"interrupted after step {step}")
-        self.step = step
-
-
 def run(
     batches: Batches,
     score: Callable[[Transformer], Any],
     base: Transformer,
     method: Method,
     training: TrainingConfig,
-    folder: Path | None = None,
+    folder: str | Path | None = None,
     *,
     seed: int = 0,
     identity: Mapping[str, Any] | None = None,
@@ -128,6 +121,7 @@ def run(
 
     Raises Interrupted when stopped by hand and checkpoints are kept: what was trained is saved.
     """
+    folder = None if folder is None else Path(folder)
     training = replace(training, rates={**method.rates, **training.rates})
     fresh = to_device(adapt(base, method, np.random.default_rng(seed)), device)
     last = to_device(state or start(method.trained(fresh), training), device)

@@ -38,9 +38,11 @@ class DataConfig:
     batch_size: int = 16
     seed: int = 0
     longest: int | None = None
-    validation: Path | None = None
+    validation: str | Path | None = None
 
     def __post_init__(self) -> None:
+        if self.validation is not None:
+            object.__setattr__(self, "validation", Path(self.validation))
         whole("batch_size", self.batch_size)
         if self.longest is not None:
             whole("longest", self.longest, least=4)

@@ -287,19 +287,20 @@ def digest_of(arrays: Mapping[str, Array], about: str = "") -> str:
     return sha.hexdigest()
 
 
-def write_arrays(path: Path, arrays: Mapping[str, Array], header: Mapping[str, str]) -> None:
+def write_arrays(path: str | Path, arrays: Mapping[str, Array], header: Mapping[str, str]) -> None:
     """Write a safetensors file whole or not at all, with the digest of its numbers in the header."""
     from safetensors.numpy import save
 
     contiguous = {name: np.asarray(to_host(array), order="C") for name, array in arrays.items()}
     ours = json.dumps({**header, DIGEST: _digest_of_bytes(contiguous, header)}, sort_keys=True)
-    write_atomically(path, save(contiguous, {HEADER: ours}))
+    write_atomically(Path(path), save(contiguous, {HEADER: ours}))
 
 
-def read_arrays(path: Path) -> tuple[Arrays, dict[str, str]]:
+def read_arrays(path: str | Path) -> tuple[Arrays, dict[str, str]]:
     """The arrays and the header of a safetensors file; its numbers must be finite, and those that were written."""
     from safetensors import SafetensorError, safe_open
 
+    path = Path(path)
     check_regular(path)
     try:
         with safe_open(path, framework="numpy") as file:

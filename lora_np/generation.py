@@ -8,29 +8,62 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import overload
 
 import numpy as np
 
 from .engine.arrays import Array
 from .engine.devices import explained_memory, to_host
 from .model import Transformer, beside
+from .tasks.batches import prompt_tokens
+from .tokenizers import ByteTokenizer, Tokenizer, begun
 
 
+@overload
 def generate(
     model: Transformer,
-    prompt: Array,
-    most: int,
+    prompt: str,
+    most: int = 100,
     *,
     temperature: float = 0.0,
     rng: np.random.Generator | None = None,
     end: int | None = None,
-) -> Iterator[int]:
+    tokenizer: Tokenizer | None = None,
+    answer: bool = False,
+) -> str: ...
+@overload
+def generate(
+    model: Transformer,
+    prompt: Array,
+    most: int = 100,
+    *,
+    temperature: float = 0.0,
+    rng: np.random.Generator | None = None,
+    end: int | None = None,
+) -> Iterator[int]: ...
+def generate(
+    model: Transformer,
+    prompt: Array | str,
+    most: int = 100,
+    *,
+    temperature: float = 0.0,
+    rng: np.random.Generator | None = None,
+    end: int | None = None,
+    tokenizer: Tokenizer | None = None,
+    answer: bool = False,
+) -> Iterator[int] | str:
     """At most `most` tokens that follow `prompt` (seq,), one at a time; fewer at `end` or when the context is full.
 
+    A prompt that is text gives text: what follows it, without it, up to the end that the tokenizer knows.
+
     temperature 0 takes the most likely token (of equals the first); above 0 a token is drawn by `rng` from
-    softmax(logits / temperature). `end` itself is not yielded. Raises ValueError for a temperature below 0 or not
-    finite, for one above 0 without rng, for a prompt that is empty or longer than the context, and for a model that
-    does not predict what follows.
+    softmax(logits / temperature). `end` itself is not yielded.
+    tokenizer   of a text; bytes for a model of 256 tokens, `vocabularies.tokenizer_of` for one of other software
+    answer      the text is a prompt as `lora-np adapt` lays it out, to be answered, not a beginning to go on with
+
+    Raises ValueError for a temperature below 0 or not finite, for one above 0 without rng, for a prompt that is empty
+    or longer than the context, for text without a tokenizer that fits, and for a model that does not predict what
+    follows.
 
     >>> import numpy as np
     >>> from lora_np import TransformerConfig, generate, initialize
@@ -42,6 +75,33 @@ def generate(
     >>> len(list(drawn))  # the context holds 8, and one more can be told from them
     8
     """
+    if not isinstance(prompt, str):
+        if tokenizer is not None or answer:
+            raise ValueError("tokenizer and answer belong to a prompt that is text: leave them out, or give the text")
+        return _following(model, prompt, most, temperature, rng, end)
+    found = fitting_tokenizer(model, tokenizer)
+    given = prompt_tokens(prompt, found) if answer else begun(found, prompt)
+    end = found.end if end is None else end
+    return found.decode(np.array(list(_following(model, given, most, temperature, rng, end)), dtype=np.int64))
+
+
+def fitting_tokenizer(model: Transformer, tokenizer: Tokenizer | None) -> Tokenizer:
+    """The tokenizer, or bytes; raises ValueError where it has tokens that the model does not know."""
+    vocab = model.config.vocab
+    if tokenizer is None and vocab != ByteTokenizer().vocab:
+        raise ValueError(
+            f"the model reads {vocab} tokens, which are no bytes: pass tokenizer=, as "
+            "lora_np.vocabularies.tokenizer_of(folder) gives it"
+        )
+    found = ByteTokenizer() if tokenizer is None else tokenizer
+    if found.vocab > vocab:
+        raise ValueError(f"the tokenizer has {found.vocab} tokens, and the model knows {vocab}: they do not fit")
+    return found
+
+
+def _following(
+    model: Transformer, prompt: Array, most: int, temperature: float, rng: np.random.Generator | None, end: int | None
+) -> Iterator[int]:
     check_writes(model)
     if not (math.isfinite(temperature) and temperature >= 0.0):
         raise ValueError(f"temperature must be a number of at least 0, got {temperature!r}")

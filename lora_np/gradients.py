@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
@@ -30,13 +30,14 @@ from typing import Any, Literal
 import autograd
 import numpy as np
 
-from .cases import Case, joined_cases, model_cases, operation_cases
+from .cases import Case, Sample, joined_cases, model_cases, operation_cases, sample_case
 from .engine.arrays import Array
 from .engine.devices import to_device
 from .engine.differentiation import value_and_grad
 from .parameters import Arrays
 
 Verdict = Literal["equal", "zero", "different", "cannot be said"]
+Watch = Callable[[list[Case]], Iterable[Case]]
 
 STEP = 2.0**-10  # h: large enough that ρ/h is small, small enough that h⁶ is
 LEVELS = 4  # D at h, h/2, h/4, h/8
@@ -75,10 +76,22 @@ class Report:
         """True when no array's witnesses disagree or cannot testify; false for an empty report."""
         return bool(self.rows) and all(row.holds for row in self.rows)
 
+    def __str__(self) -> str:
+        """A line for each array; of one that does not hold, how far the witnesses are apart."""
+        return "\n".join(map(_in_words, self.rows))
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON; a figure that is not finite becomes None."""
         rows = [finite(dataclasses.asdict(row)) for row in self.rows]
         return {"seed": self.seed, "holds": self.holds, "rows": rows}
+
+
+def _in_words(row: Row) -> str:
+    gaps = (
+        f": hand and textbook {row.hand_textbook:.1e} apart, hand and difference {row.hand_difference:.1e}, textbook "
+        f"and difference {row.textbook_difference:.1e}, and the quotient is known to {row.uncertainty:.1e}"
+    )
+    return f"{row.array} {row.shape}: {row.verdict}{'' if row.holds else gaps}"
 
 
 def finite(values: dict[str, Any]) -> dict[str, Any]:
@@ -87,22 +100,74 @@ def finite(values: dict[str, Any]) -> dict[str, Any]:
     return {**values, **dict.fromkeys(bad)}
 
 
-def gradcheck(seed: int = 0, watch: Callable[[list[Case]], Iterable[Case]] = iter, device: str = "cpu") -> Report:
-    """Check every operation and every array of whole models, at random shapes and at a point where B ≠ 0.
+def gradcheck(
+    operation: Callable[..., Any] | None = None,
+    reference: Callable[..., Any] | None = None,
+    point: Mapping[str, Any] | None = None,
+    *,
+    seed: int = 0,
+    watch: Watch = iter,
+    device: str = "cpu",
+) -> Report:
+    r"""Check every operation and every array of whole models, at random shapes and at a point where B ≠ 0.
 
-    watch   wraps the list of cases as they are gone through (a progress bar, say);
-    device  "cpu" or "gpu": where the derivations and the difference quotients are computed, in float64.
+    seed    of the shapes and numbers           watch   wraps the list of cases as they are gone through (progress, say)
+    device  "cpu" or "gpu": where the derivations and the difference quotients are computed, in float64
 
-    The gradient of an array has its shape, (d_out, d_in) for W. Raises what `to_device` raises where the device is
-    missing.
-
-    >>> from lora_np import gradcheck
+    >>> import numpy as np
+    >>> from lora_np import gradcheck, operation
     >>> report = gradcheck(watch=lambda cases: cases[:2])  # all of them take a while
     >>> report.holds, {row.verdict for row in report.rows}
     (True, {'equal'})
+
+    Or check an operation of one's own, at a point of one's own, on the CPU:
+
+    operation   made by `lora_np.operation` from a forward and a backward; called with positional arguments
+    reference   the same function in plain `autograd.numpy`, which shares no code with it
+    point       its arguments by name, in order: arrays of floating point are differentiated, in float64, the rest is
+                handed on as it is
+
+    >>> import autograd.numpy as anp
+    >>> def softplus_forward(x, /, *, wanted):
+    ...     return np.log1p(np.exp(x)), x
+    >>> def softplus_backward(x, dy, wanted):
+    ...     return [dy / (1.0 + np.exp(-x))]
+    >>> softplus = operation(softplus_forward, softplus_backward)
+    >>> print(gradcheck(softplus, lambda x: anp.log(1.0 + anp.exp(x)), {"x": np.linspace(-2.0, 2.0, 5)}))
+    x (5,): equal
+
+    The gradient of an array has its shape, (d_out, d_in) for W. Raises ValueError where the two do not compute the same
+    value, or nothing in the point can be differentiated, and what `to_device` raises where the device is missing.
     """
+    if operation is not None:
+        return Report(0, tuple(check(_own_case(operation, reference, point))))
     cases = list(all_cases(seed, device))
     return Report(seed, tuple(row for case in watch(cases) for row in check(case)))
+
+
+def _own_case(ours: Callable[..., Any], book: Any, point: Any) -> Case:
+    """An operation of one's own at a point, in float64."""
+    if not callable(book) or not isinstance(point, Mapping):
+        raise ValueError(
+            "gradcheck takes an operation, its reference and a point {name: argument}, got "
+            f"{type(book).__name__} and {type(point).__name__}"
+        )
+    arguments = {name: np.array(v, np.float64) if _is_real(v) else v for name, v in point.items()}
+    arrays = tuple(name for name, value in point.items() if _is_real(value))
+    if not arrays or not all(np.isfinite(arguments[name]).all() for name in arrays):
+        raise ValueError("the point needs an array of floating point to differentiate by, and all of it finite")
+    y, expected = (np.asarray(of(*arguments.values())) for of in (ours, book))
+    if y.shape != expected.shape:
+        raise ValueError(f"the operation gives shape {y.shape}, its reference {expected.shape}")
+    gap, size = float(abs(y - expected).max(initial=0.0)), float(abs(expected).max(initial=0.0))
+    if not gap <= AGREEMENT * max(size, 1.0):
+        raise ValueError(f"the operation and its reference differ by {gap:.3g}: both must compute the same function")
+    name = getattr(ours, "__name__", "operation").removesuffix("_forward")
+    return sample_case(name, ours, Sample(name, book, arguments, arrays), np.random.default_rng(0))
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.kind == "f"
 
 
 def check(case: Case) -> list[Row]:

@@ -71,6 +71,11 @@ def base_path(base: str | Path) -> Path:
     return place
 
 
+def called(base: str | Path) -> str:
+    """What a reader knows a model as: the name of an installed one, wherever its package lies, else its place."""
+    return next((name for name in INSTALLED if place_of(name) == Path(base)), str(base))
+
+
 def unknown(name: str) -> str:
     """What to say of a name that is no folder and no model: those that are there, and how the others are had."""
     there = {other: place_of(other) is not None for other in INSTALLED}

@@ -20,6 +20,7 @@ from .engine.arrays import Array
 from .engine.devices import to_host
 from .model import Embedding, Linear, dropout_mask
 from .operations import embedding, linear, lora_linear
+from .parameters import outline
 from .rounding import gamma, unit_roundoff
 from .wrappers import Expected, wrappers
 
@@ -57,6 +58,8 @@ class LoraLinear:
     dropout: float = 0.0
     generator: np.random.Generator | None = None
 
+    __repr__ = outline
+
     def __post_init__(self) -> None:
         _check_shapes(self.base.W.shape, self.A.shape, self.B.shape)
 
@@ -87,6 +90,8 @@ class LoraEmbedding:
     A: Array
     B: Array
     scaling: float
+
+    __repr__ = outline
 
     def __post_init__(self) -> None:
         _check_shapes(self.base.W.shape[::-1], self.A.shape, self.B.shape)

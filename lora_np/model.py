@@ -49,7 +49,7 @@ from .modules import (
     places,
 )
 from .operations import cross_entropy, head_cross_entropy
-from .parameters import parameters, walk, with_modules, with_parameters
+from .parameters import outline, parameters, walk, with_modules, with_parameters
 
 __all__ = [
     "MLP",
@@ -105,6 +105,8 @@ class Transformer:
     head: Linear | ClassificationHead | None = None
     types: Embedding | None = None
     first_norm: LayerNorm | RMSNorm | None = None
+
+    __repr__ = outline
 
     def __call__(
         self,

@@ -26,6 +26,7 @@ from .operations import (
     tanh,
 )
 from .operations.rotary import UNSCALED, rotary_tables
+from .parameters import outline
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Linear:
 
     W: Array
     b: Array | None = None
+
+    __repr__ = outline
 
     def __post_init__(self) -> None:
         if self.W.ndim != 2 or (self.b is not None and self.b.shape != self.W.shape[:1]):
@@ -49,6 +52,8 @@ class Embedding:
     """Row t of W (vocab, d_model) for token t; read the other way, a tied head."""
 
     W: Array
+
+    __repr__ = outline
 
     def __call__(self, tokens: Array) -> Array:
         return embedding(tokens, self.W)
@@ -71,6 +76,8 @@ class LayerNorm:
     beta: Array
     eps: float = 1e-5
 
+    __repr__ = outline
+
     def __call__(self, x: Array) -> Array:
         return layer_norm(x, self.gamma, self.beta, self.eps)
 
@@ -81,6 +88,8 @@ class RMSNorm:
 
     gamma: Array
     eps: float = 1e-5
+
+    __repr__ = outline
 
     def __call__(self, x: Array) -> Array:
         return rms_norm(x, self.gamma, self.eps)
@@ -93,6 +102,8 @@ class Rotary:
     d_head: int
     theta: float = 1e4
     rope: tuple[float, float, float, int] = UNSCALED
+
+    __repr__ = outline
 
     def tables(self, seen: Any, seq: int, like: Array) -> tuple[Array, Array]:
         """cos and sin (seq, d_head / 2) of the positions behind `seen`, in the precision and the place of `like`;
@@ -170,6 +181,8 @@ class Attention:
     heads: int
     causal: bool = True
 
+    __repr__ = outline
+
     def __call__(self, x: Array, reading: Reading) -> Array:
         return self.attend(self.queries(x, reading), *self.keys_and_values(x, reading), reading.mask)
 
@@ -196,6 +209,8 @@ class MLP:
     up: Linear
     down: Linear
 
+    __repr__ = outline
+
     def __call__(self, x: Array) -> Array:
         return self.down(gelu(self.up(x)))
 
@@ -203,6 +218,8 @@ class MLP:
 @dataclass(frozen=True)
 class ExactMLP(MLP):
     """Two linear maps with the exact GELU between them."""
+
+    __repr__ = outline
 
     def __call__(self, x: Array) -> Array:
         return self.down(gelu_exact(self.up(x)))
@@ -215,6 +232,8 @@ class GatedMLP:
     gate: Linear
     up: Linear
     down: Linear
+
+    __repr__ = outline
 
     def __call__(self, x: Array) -> Array:
         return self.down(silu_gate(self.gate(x), self.up(x)))
@@ -229,6 +248,8 @@ class Block:
     mlp_norm: LayerNorm | RMSNorm
     mlp: MLP | GatedMLP
 
+    __repr__ = outline
+
     def attended(self, h: Array) -> Array:
         """What attention reads of the stream."""
         return self.attention_norm(h)
@@ -241,6 +262,8 @@ class Block:
 @dataclass(frozen=True)
 class PostBlock(Block):
     """One layer of BERT, equation (M2): the norm after each sum."""
+
+    __repr__ = outline
 
     def attended(self, h: Array) -> Array:
         return h
@@ -260,6 +283,8 @@ class ClassificationHead:
     pooler: Linear | None
     output: Linear
     reads: str = "first"
+
+    __repr__ = outline
 
     def __call__(self, h: Array, mask: Array | None = None) -> Array:
         state = pool(h, shares(self.reads, h, mask))

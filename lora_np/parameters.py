@@ -96,6 +96,72 @@ def walk(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield from walk(child, f"{path}.{name}" if path else name)
 
 
+def outline(node: Any) -> str:
+    r"""The tree of a model in words: the kind of each module, its settings, the shapes of its arrays.
+
+    Blocks that are alike are said once.
+
+    It is what `print(model)` shows:
+
+        Transformer of 1,951,872 numbers, float32
+          tokens             Embedding(W 256×192)
+          blocks.0…3         Block
+            attention        Attention(heads=6)
+              query          Linear(W 192×192, b 192)
+    """
+    lines = list(_lines(node, "", 0))
+    if len(lines) == 1:
+        return lines[0][2]
+    arrays = parameters(node)
+    kinds = ", ".join(dict.fromkeys(str(getattr(array, "kind", array.dtype)) for array in arrays.values()))
+    lines[0] = (0, "", f"{lines[0][2]} of {count(arrays):,} numbers{f', {kinds}' if kinds else ''}")
+    width = max(2 * depth + len(name) for depth, name, _ in lines)
+    return "\n".join(
+        f"{'  ' * depth}{name:{width - 2 * depth}}  {said}" if name else said for depth, name, said in lines
+    )
+
+
+def _lines(node: Any, name: str, depth: int) -> Iterator[tuple[int, str, str]]:
+    """(depth, name, kind) of a module and of all modules below it, those of a tuple that are alike only once."""
+    children = [(label, child) for label, child in _children(node) if _has_parts(child)]
+    yield depth, name, _in_words(node)
+    for label, child in children:
+        if not isinstance(child, tuple):
+            yield from _lines(child, label, depth + 1)
+            continue
+        for first, last, part in _alike(child):
+            yield from _lines(part, f"{label}.{first}" + (f"…{last}" if last > first else ""), depth + 1)
+
+
+def _alike(parts: tuple[Any, ...]) -> Iterator[tuple[int, int, Any]]:
+    """(first, last, one of them) of neighbours that look the same."""
+    looks = [[*_lines(part, "", 0)] for part in parts]
+    first = 0
+    for i in range(len(parts)):
+        if i + 1 == len(parts) or looks[i + 1] != looks[first]:
+            yield first, i, parts[first]
+            first = i + 1
+
+
+def _has_parts(node: Any) -> bool:
+    """Is this a module, or some of them?"""
+    if isinstance(node, tuple):
+        return bool(node) and all(_has_parts(part) for part in node)
+    return dataclasses.is_dataclass(node) and not is_array(node)
+
+
+def _in_words(node: Any) -> str:
+    """`Linear(W 192×192, b 192)`: its kind, its arrays, and what is set otherwise than it would be."""
+    said = []
+    for field in dataclasses.fields(node) if dataclasses.is_dataclass(node) else ():
+        value = getattr(node, field.name)
+        if is_array(value):
+            said.append(f"{field.name} {'×'.join(map(str, value.shape)) or 'a number'}")
+        elif isinstance(value, bool | int | float | str) and value != field.default:
+            said.append(f"{field.name}={value:g}" if isinstance(value, float) else f"{field.name}={value!r}")
+    return f"{type(node).__name__}({', '.join(said)})" if said else type(node).__name__
+
+
 def _children(node: Any) -> Iterator[tuple[str, Any]]:
     if dataclasses.is_dataclass(node):
         for field in dataclasses.fields(node):
@@ -116,7 +182,11 @@ def _replaced(node: Any, new: Mapping[str, Any], path: str, *, check_shape: bool
     for key, value in new.items():
         name, _, rest = key.partition(".")
         by_child.setdefault(name, {})[rest] = value
-    children = dict(_children(node))
+    if isinstance(node, tuple):
+        children = {str(index): child for index, child in enumerate(node)}
+    else:  # every step passes here: only what is asked for is looked at
+        fields = getattr(node, "__dataclass_fields__", {})
+        children = {name: getattr(node, name) for name in by_child if name in fields}
     if not by_child.keys() <= children.keys():
         unknown = min(by_child.keys() - children.keys())
         raise ValueError(f"{path or type(node).__name__} has no part named {unknown!r}")

@@ -20,6 +20,14 @@ SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if 
 _asked: list[int] = []  # the signals so far
 
 
+class Interrupted(Exception):
+    """A run was stopped and can be resumed; `step` is the last one whose result is kept."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"interrupted after step {step}")
+        self.step = step
+
+
 def heed() -> None:
     """From now on a signal stops the work, except one that whoever started this process wants to be ignored.
 

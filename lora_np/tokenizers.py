@@ -97,6 +97,13 @@ def shortened(one: NDArray[np.int64], two: NDArray[np.int64], most: int) -> tupl
     return (one[:left], two[:least]) if longer is one else (one[:least], two[:left])
 
 
+def begun(tokenizer: Tokenizer, text: str) -> NDArray[np.int64]:
+    """The ids of a text that shall go on: as its vocabulary begins a text, where it says so; else behind an end."""
+    own = getattr(tokenizer, "begun", None)
+    found: NDArray[np.int64] = np.append(tokenizer.end, tokenizer.encode(text)) if own is None else own(text)
+    return found
+
+
 def byte_count(tokenizer: Tokenizer, tokens: NDArray[np.int64]) -> int:
     """How many bytes of text these tokens are, each mark of an end counted as one."""
     if isinstance(tokenizer, ByteTokenizer):

@@ -26,6 +26,7 @@ from .formats.disk import only, shown
 from .formats.folders import gguf_file, is_foreign, npz_file
 from .installed import base_path
 from .tokenizers import ByteTokenizer, Tokenizer
+from .tokenizers import begun as begun
 
 VOCABULARY, ABOUT = "tokenizer.json", "tokenizer_config.json"
 ENDS = ("eos_token", "sep_token")  # of tokenizer_config.json, the first that is there
@@ -115,13 +116,6 @@ def files_of(tokenizer: Tokenizer) -> dict[str, bytes]:
         return {}
     about = {ENDS[0]: tokenizer.library.id_to_token(tokenizer.end)}
     return {VOCABULARY: tokenizer.library.to_str(pretty=True).encode(), ABOUT: json.dumps(about, indent=2).encode()}
-
-
-def begun(tokenizer: Tokenizer, text: str) -> NDArray[np.int64]:
-    """The ids of a text that shall go on: behind an end for bytes, else as its vocabulary begins a text."""
-    if isinstance(tokenizer, FileTokenizer):
-        return tokenizer.begun(text)
-    return np.append(tokenizer.end, tokenizer.encode(text))
 
 
 def _library() -> Any:

@@ -45,6 +45,16 @@ def ends_its_process(i: int) -> int:
     return i
 
 
+def never_ends(i: int) -> int:
+    while i == 1:
+        time.sleep(0.01)
+    return i
+
+
+def summed(data: bytes) -> int:
+    return sum(data[:10]) + len(data)
+
+
 @dataclass(frozen=True)
 class Held:
     """A function that holds an array, and says what became of it: bytes, order, can it be written, is it aligned."""

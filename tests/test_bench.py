@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from builders import model
 from commands import unmeasured
 
 from lora_np import bench as public
@@ -34,6 +35,7 @@ from lora_np.cli import code_of
 from lora_np.costs import step_multiply_adds
 from lora_np.disk.marks import MARK
 from lora_np.figures.bench import time_and_memory
+from lora_np.files import save_model
 
 LITTLE = Size("little", 16, 2, 2, 4, 12, 32)  # a millisecond or two a step
 HURRIED = {"ROUND_SECONDS": 1e-3, "PAUSE": 0.0}  # figures that nobody will read need not be good ones
@@ -93,8 +95,8 @@ def test_random_tokens_are_the_same_for_the_same_seed_and_step_and_others_otherw
 # ------------------------------------------------------------------------------------------------- the workloads
 
 
-def losses(workload: str, steps: int = 3, **task: Any) -> list[float]:
-    step = WORKLOADS[workload](Task(workload, LITTLE, 1, **task))
+def losses(workload: str, steps: int = 3, workers: int = 1, **task: Any) -> list[float]:
+    step = WORKLOADS[workload](Task(workload, LITTLE, workers, **task))
     return [step() for _ in range(steps)]
 
 
@@ -139,7 +141,10 @@ def test_jax_does_the_same_work() -> None:
 
 @pytest.mark.parametrize("engine", ["inline", "threads", "processes"])
 def test_the_step_by_each_engine_is_the_same_to_the_bit(engine: str) -> None:
-    assert losses(f"lora, {engine}") == losses("lora")
+    assert losses(f"lora, {engine}") == losses("lora")  # one worker, one shard
+    two = losses(f"lora, {engine}", workers=2)
+    assert two == losses("lora, inline", workers=2)
+    np.testing.assert_allclose(two, losses("lora"), rtol=1e-6)  # two shards: other sums
 
 
 @parity
@@ -403,8 +408,9 @@ def test_with_peers_and_growth_there_are_two_more_tables(report: BenchReport) ->
 def test_peers_that_compile_and_engines_have_a_table_each_and_what_is_missing_says_why(report: BenchReport) -> None:
     little = report.sizes[0]
     jax = replace(little.lora, workload="peer, jax", first=3.0, result=little.lora.result + 1e-6)
-    threads = replace(little.lora, workload="lora, threads", result=0.0)
-    size = replace(little, harder=(jax,), engines=(threads,), skipped={"peer, compiled": "there is no compiler"})
+    inline = replace(little.lora, workload="lora, inline", result=1.0)
+    threads = replace(inline, workload="lora, threads", result=0.0)
+    size = replace(little, harder=(jax,), engines=(inline, threads), skipped={"peer, compiled": "there is no compiler"})
     more = replace(report, sizes=(size,))
     (_, _, first), (_, head, peers), (_, _, engines), _ = tables(more)
     assert peers[0][:3] == ("little", "PyTorch + PEFT, torch.compile", "skipped: there is no compiler")
@@ -412,8 +418,8 @@ def test_peers_that_compile_and_engines_have_a_table_each_and_what_is_missing_sa
     assert peers[1][3:5] == ("3.00 s", "1.00 (1.00-1.00)")
     assert peers[1][-1] == "1.0e-06"
     assert {len(row) for row in peers} == {len(head)}
-    assert engines[0][1] == "threads"
-    assert engines[0][-1] == "NO"  # another loss, which shows
+    assert [row[1] for row in engines] == ["inline", "threads"]
+    assert [row[-1] for row in engines] == ["yes", "NO"]  # another loss, which shows
     shown = json.loads(json.dumps(more.as_dict()))["sizes"][0]
     assert shown["lora_over"]["peer, jax"]["median"] == 1.0
     assert shown["skipped"] == {"peer, compiled": "there is no compiler"}
@@ -425,7 +431,7 @@ def test_why_a_peer_that_compiles_is_left_out_is_said(monkeypatch: pytest.Monkey
     config = BenchConfig((LITTLE,), peers=True)
     assert unavailable(BenchConfig((LITTLE,))) == {}
     assert set(unavailable(config)) == set(OPTIONAL)
-    assert unavailable(config)["peer, jax"] == "JAX is not installed: pip install jax"
+    assert unavailable(config)["peer, jax"] == 'JAX is not installed: pip install "lora_np[peers]"'
 
 
 def test_a_peer_that_fails_is_left_out_if_it_is_one_that_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -535,3 +541,24 @@ def test_an_interrupt_ends_every_process_and_leaves_nothing(tmp_path: Path) -> N
     assert progress.splitlines()[-1] == "lora-np: interrupted"
     assert not any(map(alive, pids))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_table_of_a_real_model_names_it_as_it_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lora_np import installed
+    from lora_np.bench.real import RealConfig, RealReport, table_of
+
+    save_model(tmp_path / "weights", model(dtype=np.float32))
+    monkeypatch.setattr(installed, "place_of", lambda name: tmp_path / "weights" if name == "smollm2" else None)
+    for base, name in (("smollm2", "smollm2"), (str(tmp_path / "weights"), "smollm2")):
+        config = RealConfig(base, batch=1, seq=4, rounds=1)
+        measured = tuple(Measured(task.workload, task.size, 8, (1.0,), 10**6, (), 0.5) for task in config.tasks)
+        report = RealReport(config, "a machine", measured)
+        title, _, rows = table_of(report)
+        assert title == f"A LoRA step on {name}, rank 8 on qv, 1 sequences of 4 tokens"
+        assert [row[0] for row in rows] == ["float32", "float16", "bfloat16"]
+        assert report.as_dict()["name"] == name
+    other = tmp_path / "other"
+    save_model(other, model(dtype=np.float32))
+    assert str(other) in table_of(RealReport(RealConfig(str(other), 1, 4), "a machine", measured))[0]

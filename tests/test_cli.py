@@ -702,9 +702,9 @@ for line in sys.argv[1:]:
 CHECKING_ONCE = """
 import lora_np.gradients
 check, found = lora_np.gradients.gradcheck, {}
-def once(seed, *settings):
+def once(*, seed, **settings):
     if seed not in found:
-        found[seed] = check(seed, *settings)
+        found[seed] = check(seed=seed, **settings)
     return found[seed]
 lora_np.gradients.gradcheck = once
 """

@@ -10,9 +10,9 @@ import pytest
 from builders import model
 
 from lora_np.cli import code_of
+from lora_np.disk.reading import read_json
 from lora_np.evaluation import Judged
 from lora_np.files import save_model
-from lora_np.paper import glue
 from lora_np.paper.glue import METHODS, METRICS, TABLE, Cell, Plan, main, table
 from lora_np.paper.intervals import Interval
 from lora_np.tasks.table import TASKS
@@ -67,7 +67,7 @@ def test_a_cell_is_what_its_command_makes(desk: Path, capsys: pytest.CaptureFixt
     )
     assert code_of(command[1:]) == 0
     said = capsys.readouterr().out
-    cell = glue.read_json(desk / "out" / "cola-bitfit-1.json")["cell"]
+    cell = read_json(desk / "out" / "cola-bitfit-1.json")["cell"]
     assert f"adapted: {Judged(cell['accuracy'], cell['matthews'], cell['nats'])}" in said
 
 

@@ -76,7 +76,7 @@ def row_of(case: Case, array: str) -> Row:
 
 @pytest.fixture(scope="module")
 def whole() -> Report:
-    return gradcheck(0)
+    return gradcheck()
 
 
 def assert_holds(report: Report, seed: int) -> None:
@@ -91,7 +91,7 @@ def test_every_gradient_holds(whole: Report) -> None:
 
 def test_every_gradient_holds_whatever_the_seed() -> None:
     """A third one is that of the example of `lora-np gradcheck --help`."""
-    assert_holds(gradcheck(2), 2)
+    assert_holds(gradcheck(seed=2), 2)
 
 
 def counting(case: Case, calls: list[str]) -> Case:
@@ -134,7 +134,7 @@ def test_a_watcher_sees_every_case_and_a_report_of_none_does_not_hold() -> None:
         seen.extend(case.name for case in cases)
         return []
 
-    assert not gradcheck(0, watch).holds
+    assert not gradcheck(watch=watch).holds
     assert seen == [case.name for case in all_cases(0)]
 
 

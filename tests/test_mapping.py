@@ -6,6 +6,7 @@ Worker processes take half a second to start, so each of these tests starts few 
 from __future__ import annotations
 
 import errno
+import math
 import os
 import signal
 import sys
@@ -24,7 +25,7 @@ from builders import adapted, hashes, model, moved, random_batch
 from test_cli import tiny_base
 
 import lora_np.training
-from lora_np.engine import processes, threads
+from lora_np.engine import children, processes, threads
 from lora_np.engine.mapping import check_engine, engine_map
 from lora_np.engine.parcels import ALIGNED, Parcel, opened
 from lora_np.engine.processes import ProcessMap
@@ -156,7 +157,7 @@ def test_where_memory_cannot_be_shared_each_worker_is_sent_its_own_and_it_is_sai
         raise error
 
     array, started = np.arange(10.0), ProcessMap(1, takes_part=False)
-    monkeypatch.setattr(processes.tempfile, "TemporaryFile", full)
+    monkeypatch.setattr(children.tempfile, "TemporaryFile", full)
     try:
         with pytest.warns(RuntimeWarning, match=f"/dev/shm takes no 0.0 MB .{error.strerror}.: every worker process"):
             (found,) = started(mapped.Held(array), [0])
@@ -196,9 +197,52 @@ def test_an_item_that_ends_every_worker_is_given_up_by_name(monkeypatch: pytest.
             run(mapped.ends_its_process, [0, 1])
 
 
+def patience(patch: pytest.MonkeyPatch, seconds: float, times: float = 20.0) -> None:
+    patch.setattr(processes, "SECONDS_TO_HANG", {True: seconds, False: seconds})
+    patch.setattr(processes, "TIMES_THE_LONGEST", times)
+    patch.setattr(processes, "HEARTBEAT", seconds / 2)
+    patch.setattr(children, "SECONDS_TO_TAKE", seconds)
+
+
+@posix
+def test_a_worker_that_is_stopped_is_replaced_and_its_item_done_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large item does not fit into the socket: that nobody takes it is found out while it is sent, not in waiting."""
+    patience(monkeypatch, 0.3)
+    with engine_map("processes", 1) as run:
+        for size, said in ((1, r"no answer in .* where an item took .*"), (1 << 22, "it took nothing of what .*")):
+            items = [bytes([i]) * size for i in range(2)]
+            expected = run(mapped.summed, items)
+            (victim,) = run.pids  # type: ignore[attr-defined]
+            os.kill(victim, signal.SIGSTOP)
+            again = r"what it was at is done again, and another takes its place"
+            with pytest.warns(RuntimeWarning, match=rf"ended by this one \({said}\): {again}"):
+                assert run(mapped.summed, items) == expected
+            assert is_gone(victim)
+            assert victim not in run.pids  # type: ignore[attr-defined]
+
+
+@posix
+def test_an_item_that_hangs_every_worker_is_given_up_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "MOST_DEATHS", 2)
+    patience(monkeypatch, 0.1)
+    with warnings.catch_warnings(), engine_map("processes", 1) as run:
+        warnings.simplefilter("ignore", RuntimeWarning)
+        with pytest.raises(ChildProcessError, match=r"item 2 ended 2 worker processes, the last one by this one"):
+            run(mapped.never_ends, [0, 1])
+
+
+def test_patience_is_many_times_the_longest_twice_that_the_next_time_and_endless_while_nothing_is_known() -> None:
+    for takes_part, least in ((True, 10.0), (False, 600.0)):
+        started = ProcessMap(0, takes_part)
+        assert started._patience(0) == math.inf
+        for longest, seconds in ((0.01, least), (100.0, 2000.0)):
+            started._longest = longest
+            assert [started._patience(tries) for tries in range(3)] == [seconds, 2 * seconds, 4 * seconds]
+
+
 @posix
 def test_workers_that_cannot_start_are_no_endless_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "PROGRAM", "raise SystemExit('no such luck')")
+    monkeypatch.setattr(children, "PROGRAM", "raise SystemExit('no such luck')")
     with (
         engine_map("processes", 1) as run,
         pytest.raises(ChildProcessError, match=r"end before they are ready, .*exit code 1, and said: no such luck"),
@@ -247,26 +291,32 @@ def bits(record: Record) -> tuple[Any, ...]:
 
 
 @posix
-def test_every_engine_trains_to_the_same_bits_and_a_killed_worker_changes_none() -> None:
+def test_every_engine_trains_to_the_same_bits_and_killed_or_stopped_workers_change_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     node = moved(adapted(model(dtype=np.float32, tied=False), dropout=0.2))
     pids: list[int] = []
-    seen: list[int] = []
+    seen: list[int] = []  # steps of which a worker did a part
+    hurt: list[int] = []
+    patience(monkeypatch, 0.2)
 
-    def kill_one(step: int) -> None:
-        alive = [worker.pid for worker in processes._alive]
-        pids.extend(alive)
-        if seen and not killed:
-            killed.append(alive[0])
-            os.kill(alive[0], signal.SIGKILL)
+    def hurt_one(step: int) -> None:
+        pids.extend(worker.pid for worker in children._alive)
+        idle = [worker.pid for worker in children._alive if worker.is_free]
+        if seen and idle and len(hurt) < 2:
+            hurt.append(idle[0])
+            os.kill(idle[0], [signal.SIGSTOP, signal.SIGKILL][len(hurt) - 1])
 
     def enough(record: Record) -> bool:
         if record.traffic is not None:
             seen.append(record.step)
-        return bool(killed) and record.step > max(seen[0] + 5, 8)
+        return len(hurt) == 2 and record.step > max(seen[0] + 5, 8)
 
-    killed: list[int] = []
-    with pytest.warns(RuntimeWarning, match="ended by signal 9"):
-        ours = trained_until(node, "processes", enough, Paced(node, kill_one))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        ours = trained_until(node, "processes", enough, Paced(node, hurt_one))
+    for words in ("ended by signal 9", "ended by this one"):
+        assert any(words in str(warning.message) for warning in said)
     steps = ours[-1].step
     assert ours[seen[0] - 1].traffic is not None
     assert all(map(is_gone, pids))
@@ -313,7 +363,7 @@ def test_unasked_threads_make_the_shards(monkeypatch: pytest.MonkeyPatch) -> Non
 # ------------------------------------------------------------------------------------------------- the whole command
 
 
-def children(pid: int) -> list[int]:
+def children_of(pid: int) -> list[int]:
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
@@ -326,7 +376,7 @@ def test_however_a_command_is_stopped_no_process_stays_behind(number: signal.Sig
     with commands.begun(*line, "--workers", "3", "--out", "out", cwd=tmp_path) as process:
         assert process.stderr is not None
         process.stderr.readline()  # its first step
-        workers = children(process.pid)
+        workers = children_of(process.pid)
         assert len(workers) == 2
         process.send_signal(number)
         process.communicate(timeout=PATIENCE)

@@ -99,15 +99,18 @@ def test_the_two_commands_are_one_line_each(name: str) -> None:
 def test_the_tables_of_the_bench_are_those_that_the_command_writes() -> None:
     """Title for title and column for column; the rows are of a machine."""
     page = (ROOT / "docs" / "bench.md").read_text(encoding="utf-8")
-    written = page.partition("<!-- bench -->")[2].partition("<!-- end of bench -->")[0]
+    written, rest = page.partition("<!-- bench -->")[2].split("<!-- end of bench -->")
     measured = Measured("lora", SIZES["tiny"], 8, (1.0,), 1, (), 1.0)
     generated = tuple(replace(measured, workload=f"generation, {name}") for name in ("base", "adapted"))
     grown = Growth("rank", (1, 2), (1.0, 1.0), (1, 2), Ratio(1.0, 1.0, 1.0), 1.0, 1.0, 1.0)
-    size = SizeReport(SIZES["tiny"], 1, measured, measured, measured, measured)
+    compiled = tuple(replace(measured, workload=f"peer, {name}") for name in ("torch.compile", "jax"))
+    engines = (replace(measured, workload="lora, inline"),)
+    size = SizeReport(SIZES["tiny"], 1, measured, measured, measured, measured, compiled, engines)
     report = BenchReport(BenchConfig((SIZES["tiny"],)), "this machine", (size,), generated, (grown,))
-    assert len(tables(report)) == 4
+    assert len(tables(report)) == 6
     for title, head, _ in tables(report):
-        assert title in written
-        assert f"| {' | '.join(head)} |" in written
+        where = rest if "engine" in title else written
+        assert title in where
+        assert f"| {' | '.join(head)} |" in where
     for name in SIZES:
-        assert written.count(f"| {name} |") == 2
+        assert written.count(f"| {name} |") == 4

@@ -20,7 +20,10 @@ from builders import adapted, config, moved, random_batch
 
 import lora_np.model
 import lora_np.modules
-from lora_np import operations
+from lora_np import operations, textbook
+from lora_np.bench.sizes import SIZES as BENCH_SIZES
+from lora_np.bench.sizes import Task
+from lora_np.bench.workloads import WORKLOADS
 from lora_np.costs import lora_count, step_multiply_adds
 from lora_np.engine import differentiation
 from lora_np.engine.differentiation import operation, value_and_grad
@@ -32,6 +35,8 @@ from lora_np.parameters import parameters, with_parameters
 from lora_np.training import model_loss
 
 MEGABYTE = 1 << 20
+TINY = BENCH_SIZES["tiny"]
+MOST_CALLS = 1600
 RANK = 4
 
 
@@ -91,16 +96,21 @@ def counted_arrays(make: Callable[..., Any]) -> Callable[..., Any]:
 def counted(patch: pytest.MonkeyPatch) -> Iterator[Work]:
     """What happens in the block; arrays made from nothing are counted as well."""
     _work.append(work := Work())
-    root = VJPNode.__init__
+    root, link = VJPNode.__init__, differentiation._link
 
     def node(self: Any, *arguments: Any) -> None:
         work.nodes += 1
         root(self, *arguments)
 
+    def linked(*arguments: Any) -> Any:
+        work.nodes += 1
+        return link(*arguments)
+
     with patch.context() as inner:
         for name in ("empty", "zeros", "full", "ascontiguousarray"):
             inner.setattr(np, name, counted_arrays(getattr(np, name)))
         inner.setattr(VJPNode, "__init__", node)
+        inner.setattr(differentiation, "_link", linked)
         yield work
     _work.pop()
 
@@ -293,6 +303,53 @@ def test_autograd_keeps_a_node_for_each_operation_of_a_block_and_no_more(monkeyp
     assert per_block(lambda layers: lora_work(monkeypatch, layers=layers).nodes) == 12
 
 
+def calls_of_a_step(patch: pytest.MonkeyPatch, norm: Any = None) -> int:
+    """Functions of Python that one step at the size tiny calls, whoever's they are."""
+    with patch.context() as inner:
+        if norm is not None:
+            inner.setattr(lora_np.modules, "layer_norm", norm)
+        step, count = WORKLOADS["lora"](Task("lora", TINY, workers=1)), 0
+
+        def seen(frame: Any, event: str, argument: Any) -> None:
+            nonlocal count
+            count += event == "call"
+
+        step()
+        before = sys.getprofile()
+        sys.setprofile(seen)
+        try:
+            step()
+        finally:
+            sys.setprofile(before)
+    return count
+
+
+def test_a_step_at_the_smallest_size_calls_no_more_functions_than_it_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At this size calls are a sixth of the time. Measured: 1,444 (Python 3.11; newer ones count comprehensions as
+    none), 2,285 while autograd wrote the nodes. One of five norms from the textbook's equation would be noticed."""
+    assert 500 < calls_of_a_step(monkeypatch) < MOST_CALLS
+
+
+def test_a_norm_of_many_small_operations_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def textbook_norm(x: Any, gamma: Any, beta: Any, eps: float) -> Any:
+        return textbook.layer_norm(x, gamma, beta) + 0.0 * eps
+
+    assert calls_of_a_step(monkeypatch, textbook_norm) > MOST_CALLS
+
+
+def test_a_gradient_that_nobody_wants_is_not_made_of_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the keys of the first block for one, which are frozen: the products of (S8) and (S7) are left out."""
+    q, k, v = np.random.default_rng(0).standard_normal((3, 2, 8, 12))
+    products = {}
+    for wanted in (("q", "k", "v"), ("q", "v"), ("k", "v"), ("v",)):
+        _, saved = operations.attention.forward(*(x.view(Counted) for x in (q, k, v)), 2, True, None, wanted=wanted)
+        with counted(monkeypatch) as work:
+            gradients = operations.attention.backward(saved, np.ones_like(q).view(Counted), wanted)
+        assert len(gradients) == len(wanted)
+        products[wanted] = len(work.products)
+    assert products == {("q", "k", "v"): 5, ("q", "v"): 4, ("k", "v"): 4, ("v",): 2}
+
+
 def test_the_logits_of_all_tokens_are_never_one_array(monkeypatch: pytest.MonkeyPatch) -> None:
     tokens, vocab = BATCH * SIZES["context"], SIZES["vocab"]
     largest = max(rows * columns for (rows, columns), _ in lora_work(monkeypatch).products)
@@ -320,15 +377,15 @@ def dtypes_of_cotangents(
     patch: pytest.MonkeyPatch, node: Transformer, *select: str, recompute: bool = False
 ) -> set[Any]:
     seen = set()
-    add = differentiation.add_outgrads
+    add = differentiation.added
 
-    def watched(previous: Any, gradient: Any) -> Any:
+    def watched(before: Any, gradient: Any) -> Any:
         seen.add(gradient.dtype)
-        return add(previous, gradient)
+        return add(before, gradient)
 
     batch = random_batch(node)
     with patch.context() as inner:
-        inner.setattr(differentiation, "add_outgrads", watched)
+        inner.setattr(differentiation, "added", watched)
         value_and_grad(model_loss(node, recompute=recompute))(
             parameters(node, *select), batch, np.random.default_rng(0)
         )

@@ -9,7 +9,7 @@ from .process import ChildError
 from .real import RealConfig, RealReport, bench_real, table_of
 from .report import BenchConfig, BenchReport, bench
 from .sizes import SIZES, Size, named_size
-from .tables import markdown, tables
+from .tables import as_markdown, markdown, tables
 
 __all__ = [
     "SIZES",
@@ -21,6 +21,7 @@ __all__ = [
     "RealConfig",
     "RealReport",
     "Size",
+    "as_markdown",
     "bench",
     "bench_real",
     "markdown",

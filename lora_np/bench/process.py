@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from ..engine.children import alive
 from ..engine.devices import library
 from ..engine.memory import peak_bytes
-from ..engine.processes import alive
 from ..engine.threads import thread_map, worker_count
 from .sizes import Size, Task
 from .workloads import WORKLOADS

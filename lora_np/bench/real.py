@@ -9,12 +9,12 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from ..engine.halves import HALVES
 from ..engine.threads import worker_count
 from ..files import load_config
+from ..installed import base_path, called
 from .measure import Measured, check_room, measure, ratio
 from .report import PEERS, machine
 from .sizes import RANK, TARGETS, Size, Task
@@ -54,10 +54,16 @@ class RealConfig:
             )
 
     @property
+    def name(self) -> str:
+        """What the model is called: the name by which it was asked for, or its folder or file."""
+        return called(base_path(self.base))
+
+    @property
     def tasks(self) -> list[Task]:
         config = load_config(self.base)
-        name = Path(self.base).stem or self.base
-        size = Size(name, config.d_model, config.layers, config.heads, self.batch, self.seq, config.vocab, self.base)
+        size = Size(
+            self.name, config.d_model, config.layers, config.heads, self.batch, self.seq, config.vocab, self.base
+        )
         names = [f"real, {kind}" for kind in HELD] + ["real peer"] * self.peers
         return [Task(name, size, self.workers, seed=self.seed) for name in names]
 
@@ -77,7 +83,8 @@ class RealReport:
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return {
-            **asdict(self.config), "machine": self.machine, "workers": worker_count(self.config.workers),
+            **asdict(self.config), "name": self.config.name,
+            "machine": self.machine, "workers": worker_count(self.config.workers),
             "measured": {m.workload: {"median_seconds": m.median, "seconds": m.seconds, "peak_bytes": m.peak,
                                       "loss": m.result} for m in self.measured},
         }  # fmt: skip
@@ -116,4 +123,4 @@ def table_of(report: RealReport) -> Table:
         shown = (f"{m.median:.2f} s", f"{m.size.tokens / m.median:,.0f}", over, f"{m.peak / 1e6:,.0f} MB")
         rows.append((name, *shown, *beside, f"{m.result:.6f}"))
     c = report.config
-    return f"A LoRA step on {c.base}, rank {RANK} on {TARGETS}, {c.batch} sequences of {c.seq} tokens", head, rows
+    return f"A LoRA step on {c.name}, rank {RANK} on {TARGETS}, {c.batch} sequences of {c.seq} tokens", head, rows

@@ -175,7 +175,7 @@ def unavailable(config: BenchConfig) -> dict[str, str]:
     if not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))):
         reasons["peer, compiled"] = "torch.compile needs a C++ compiler"
     if importlib.util.find_spec("jax") is None:
-        reasons["peer, jax"] = "JAX is not installed: pip install jax"
+        reasons["peer, jax"] = 'JAX is not installed: pip install "lora_np[peers]"'
     elif config.device != "cpu":
         reasons["peer, jax"] = "JAX is compared on the cpu only"
     return reasons

@@ -2,6 +2,8 @@ r"""A benchmark as tables, each a title, a head and rows of text."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..engine.threads import worker_count
 from .measure import ratio
 from .report import BenchReport
@@ -28,8 +30,13 @@ def tables(report: BenchReport) -> list[Table]:
 
 def markdown(report: BenchReport) -> str:
     """The tables, for a README."""
-    parts = [f"{report.machine}; {worker_count(report.config.workers)} threads, {report.config.rounds} rounds."]
-    for title, head, rows in tables(report):
+    return as_markdown(report.machine, report.config.workers, report.config.rounds, tables(report))
+
+
+def as_markdown(machine: str, workers: int | None, rounds: int, found: Sequence[Table]) -> str:
+    """Tables, each below its title, and above them all what they were measured on."""
+    parts = [f"{machine}; {worker_count(workers)} threads, {rounds} rounds."]
+    for title, head, rows in found:
         lines = ["| " + " | ".join(cells) + " |" for cells in (head, ("---",) * len(head), *rows)]
         parts.append(f"{title}\n\n" + "\n".join(lines))
     return "\n\n".join(parts) + "\n"
@@ -121,12 +128,13 @@ def _engine_table(report: BenchReport) -> Table:
             _seconds(m.median),
             str(ratio(m, s.lora)),
             _megabytes(m.peak),
-            "yes" if m.result == s.lora.result else "NO",
+            "yes" if m.result == s.engines[0].result else "NO",
         )
         for s in report.sizes
         for m in s.engines
     ]
-    return "The same LoRA step by engine", head, rows
+    shards = worker_count(report.config.workers)
+    return f"The same LoRA step by engine, each in {shards} shard{'s' * (shards > 1)}", head, rows
 
 
 def _generation_table(report: BenchReport) -> Table:

@@ -16,6 +16,7 @@ import numpy as np
 
 from .. import textbook
 from ..engine.devices import to_device
+from ..engine.threads import worker_count
 from ..files import load_model
 from ..generation import generate
 from ..lora import adapters
@@ -33,7 +34,10 @@ from .sizes import LORA, PROMPT, RANK, TRAINING, RandomTokens, Step, Task, adapt
 
 
 def lora(task: Task, engine: str | None = None) -> Step:
-    """A training step of LoRA as the library's users run it: batch, gradient, AdamW; or by one engine."""
+    """A training step of LoRA as the library's users run it: batch, gradient, AdamW.
+
+    By an engine that is named it is one in as many shards as there are workers.
+    """
     return _training(adapted_model(task), LORA, task, engine=engine)
 
 
@@ -51,10 +55,11 @@ def _training(
     model: Transformer, method: Method, task: Task, *, recompute: bool = False, engine: str | None = None
 ) -> Step:
     model = to_device(model, task.device)
-    state = start(method.trained(model), TRAINING)
+    settings = TRAINING if engine is None else replace(TRAINING, micro_batches=worker_count(task.workers))
+    state = start(method.trained(model), settings)
     batches = RandomTokens(task.size, task.seed)
     loss = model_loss(model, recompute=recompute)
-    records: Iterator[Record] = fit(loss, batches, TRAINING, state, task.workers, engine)
+    records: Iterator[Record] = fit(loss, batches, settings, state, task.workers, engine)
     return lambda: next(records).loss
 
 

@@ -6,7 +6,17 @@ every method and architecture on a small model, beside `lora_np.textbook`. A new
 
 from .kinds import Case, Draw, Sample
 from .models import ARCHITECTURE_CASES, METHOD_CASES, model_case, model_cases, small_model, textbook_settings
-from .operations import along, combination, joined_cases, operation_case, operation_cases, planted, projection, spoiled
+from .operations import (
+    along,
+    combination,
+    joined_cases,
+    operation_case,
+    operation_cases,
+    planted,
+    projection,
+    sample_case,
+    spoiled,
+)
 from .samples import CASES
 
 __all__ = [
@@ -25,6 +35,7 @@ __all__ = [
     "operation_cases",
     "planted",
     "projection",
+    "sample_case",
     "small_model",
     "spoiled",
     "textbook_settings",

@@ -19,7 +19,7 @@ from ..engine.differentiation import operation
 from ..operations.attention import QUERIES
 from ..operations.head import LOGITS, WORDS
 from ..parameters import Arrays
-from .kinds import Case, Draw
+from .kinds import Case, Draw, Sample
 from .samples import CASES
 
 projection = operation(
@@ -40,6 +40,11 @@ def operation_case(name: str, seed: int = 0, operations: Any = ops, device: str 
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
     sample = CASES[name](Draw(rng))
     ours = getattr(operations, sample.operation)
+    return sample_case(name, ours, sample, rng, device)
+
+
+def sample_case(name: str, ours: Any, sample: Sample, rng: np.random.Generator, device: str = "cpu") -> Case:
+    """A function and its textbook at the point of a sample and, unless they give one number, a random projection."""
     point = {name: sample.arguments[name] for name in sample.arrays}
     there = {name: to_device(value, device) for name, value in sample.arguments.items()}
 

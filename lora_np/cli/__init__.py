@@ -7,6 +7,7 @@ from . import (  # each adds its commands to `app`, as --help lists them
     converting,
     foreign,
     ledgers,
+    likeness,
     measuring,
 )
 from .main import code_of, main
@@ -21,6 +22,7 @@ __all__ = [
     "converting",
     "foreign",
     "ledgers",
+    "likeness",
     "main",
     "measuring",
 ]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 
+from .completing import FILE_FORMATS, READ_NAMES, among
 from .options import (
     Base,
     BaseType,
@@ -41,18 +41,23 @@ def adapt(
     format: Annotated[
         str | None,
         typer.Option(
-            help="text, tsv, csv, jsonl, e2e, sst2, cola, rte, webnlg, dart or wikisql; guessed when left out."
+            help="text, tsv, csv, jsonl, e2e, sst2, cola, rte, webnlg, dart or wikisql; guessed when left out.",
+            autocompletion=among(FILE_FORMATS),
         ),
     ] = None,
     task: Annotated[
         str,
         typer.Option(
-            help="text learns references; classify learns labels, behind a head; with --method head that alone."
+            help="text learns references; classify learns labels, behind a head; with --method head that alone.",
+            autocompletion=among(("text", "classify")),
         ),
     ] = "text",
     reads: Annotated[
         str | None,
-        typer.Option(help="classify: what the head reads, first, mean or last; fits the base when left out."),
+        typer.Option(
+            help="classify: what the head reads, first, mean or last; fits the base when left out.",
+            autocompletion=among(READ_NAMES),
+        ),
     ] = None,
     validation: Annotated[Path | None, typer.Option(help="A file to score on, in the place of --held-out.")] = None,
     base: Base = None,
@@ -66,8 +71,17 @@ def adapt(
     batch_size: Annotated[int, typer.Option(help="Examples a step.")] = 16,
     learning_rate: Annotated[float, typer.Option(help="Of AdamW, at its largest.")] = 1e-2,
     dropout: Annotated[float | None, typer.Option(help="LoRA: of the input of the low-rank branch.")] = None,
-    bias: Annotated[str | None, typer.Option(help="LoRA: biases to train as well: none, lora_only or all.")] = None,
-    tied_head: Annotated[str | None, typer.Option(help="LoRA on 'tokens': tie or untie the head.")] = None,
+    bias: Annotated[
+        str | None,
+        typer.Option(
+            help="LoRA: biases to train as well: none, lora_only or all.",
+            autocompletion=among(("none", "lora_only", "all")),
+        ),
+    ] = None,
+    tied_head: Annotated[
+        str | None,
+        typer.Option(help="LoRA on 'tokens': tie or untie the head.", autocompletion=among(("tie", "untie", "refuse"))),
+    ] = None,
     rates: Annotated[str | None, typer.Option(help="Factors of the learning rate, as PATTERN:FACTOR,…")] = None,
     held_out: Annotated[float, typer.Option(help="Part of the examples to score on.")] = 0.1,
     columns: Annotated[
@@ -93,7 +107,9 @@ def adapt(
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> int:
-    """Adapt a model to a file with LoRA, and score it on held-out examples.
+    """Adapt a model to a file; score it on held-out examples.
+
+    With LoRA, or with --method by another way. The adapter alone is written; Ctrl-C saves, and --resume continues.
 
     Example: lora-np adapt pairs.tsv --out my-adapter --rank 4 --targets qv
     """
@@ -172,11 +188,14 @@ def generate(
     seed: Seed = 0,
     device: Device = "cpu",
 ) -> int:
-    """Generate text from a model, with or without an adapter; or answer a file of requests, each with its own adapter.
-    Of a model that classifies: the label of the prompt.
+    """Generate text, with or without an adapter.
+
+    Or answer a file of requests, each with its own adapter. Of a model that classifies: the label of the prompt.
 
     Example: lora-np generate --prompt 'The os module' --raw --tokens 60
     """
+    import numpy as np
+
     from ..engine.devices import to_device
     from ..evaluation import classified
     from ..files import load_adapter

@@ -7,9 +7,9 @@ import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 
+from .completing import RECIPE_NAMES, among, models
 from .foreign import Alpha, is_foreign
 from .options import (
     AdapterFolder,
@@ -45,9 +45,10 @@ def gradcheck(
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> int:
-    """Prove every gradient by three witnesses: derivation, autograd, difference quotient.
+    """Prove every gradient by three independent witnesses.
 
-    Of all operations and methods on small models; with --base of LoRA beside that model, along random directions.
+    They are the derivation, autograd on the textbook, and the difference quotient. Of all operations and methods on
+    small models; with --base of LoRA beside that model, along random directions.
 
     Example: lora-np gradcheck --seed 1
     """
@@ -57,7 +58,9 @@ def gradcheck(
     if base is None and (rank, targets) != (None, None):
         raise ValueError("--rank and --targets belong to --base: add it, or leave them out")
     if base is None:
-        report = checked(seed_of(seed), lambda cases: watch(cases, "case", show=lambda case: case.name), device)
+        report = checked(
+            seed=seed_of(seed), device=device, watch=lambda cases: watch(cases, "case", show=lambda case: case.name)
+        )
     else:
         report = of_real_model(base, chosen_method("lora", None, {"rank": rank, "targets": targets}), seed_of(seed))
     if as_json:
@@ -82,6 +85,8 @@ def of_real_model(base: Path, method: Any, seed: int) -> Any:
     """The gradients of LoRA beside a model in float64; says first how long that takes."""
     import sys
 
+    import numpy as np
+
     from ..directions import Plan, check_room, gradcheck_of
     from ..files import load_config, load_model
 
@@ -103,13 +108,23 @@ def merge(
     base_dtype: BaseType = None,
     overwrite: Overwrite = False,
     recipe: Annotated[
-        str | None, typer.Option(help="Of another program's: peft, peft_safe, float32, float64, mlx or llama_cpp.")
+        str | None,
+        typer.Option(
+            help="Of another program's: peft, peft_safe, float32, float64, mlx or llama_cpp.",
+            autocompletion=among(RECIPE_NAMES),
+        ),
     ] = None,
     alpha: Alpha = None,
-    dtype: Annotated[str | None, typer.Option(help="Of what is written, of another program's; the base's.")] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="Of what is written, of another program's; the base's.",
+            autocompletion=among(("float32", "float16", "bfloat16", "float64")),
+        ),
+    ] = None,
     shard: Annotated[float | None, typer.Option(help="Gigabytes of one file at most, of another program's.")] = None,
 ) -> int:
-    """Add an adapter into its base: W0 + s·BA, written as a model folder.
+    """Add an adapter into its base: W0 + s·BA, as a folder.
 
     Of ours, or of another program's (then --base is its folder, and what is written is for transformers to load).
 
@@ -156,12 +171,15 @@ def verify(
     html: Html = None,
     as_json: AsJson = False,
 ) -> int:
-    """Is this merged model W0 + s·BA, within its rounding bound? And if not: what is it?
+    """Is a merged model W0 + s·BA? And if not, what is it?
 
-    Of our folders, and of those of other programs (PEFT, mlx-lm, loralib, llama.cpp), which need --base.
+    Every entry is held against its own rounding bound. Of our folders, and of those of other programs (PEFT, mlx-lm,
+    loralib, llama.cpp), which need --base.
 
     Example: lora-np verify my-adapter my-model
     """
+    import numpy as np
+
     from ..certificate import certify
     from ..files import load_adapter, load_model
     from .foreign import verify_foreign
@@ -206,7 +224,11 @@ def _factors(array: Any) -> tuple[str, str]:
 @app.command(rich_help_panel="measure")
 def params(
     model: Annotated[
-        str, typer.Argument(help="gpt2, gpt2-medium, gpt2-large, gpt2-xl, gpt3, base, smollm2, minilm, or a folder.")
+        str,
+        typer.Argument(
+            help="gpt2, gpt2-medium, gpt2-large, gpt2-xl, gpt3, base, smollm2, minilm, or a folder.",
+            autocompletion=models,
+        ),
     ],
     method: MethodName = "lora",
     settings: Settings = None,
@@ -220,7 +242,9 @@ def params(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a picture that exists at --out.")] = False,
     as_json: AsJson = False,
 ) -> int:
-    """What a method trains, stores and adds, from closed forms; no model is allocated. Or all of them, at one budget.
+    """What a method trains, stores and adds, in closed form.
+
+    No model is allocated. With --compare all methods side by side, at one budget.
 
     Example: lora-np params gpt3 --rank 4 --targets qv
     """

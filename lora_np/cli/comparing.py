@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..disk.writing import write_atomically, write_new
 from .options import in_bytes, say, sizes_of, table
+from .pictures import check_picture, write_picture
 
 if TYPE_CHECKING:
     from ..costs.budget import Offer
@@ -25,7 +24,7 @@ def compared(model: str, budget: int | None, out: Path | None, *, overwrite: boo
     from ..costs.budget import budget_of, compare
 
     if out is not None:
-        _check_picture(out, overwrite=overwrite)
+        check_picture(out, overwrite=overwrite)
     config = sizes_of(model)
     allowed = budget_of(config, budget)
     offers = compare(config, allowed)
@@ -58,22 +57,7 @@ def _short(n: int) -> str:
     return in_bytes(n).rpartition("= ")[2]
 
 
-def _check_picture(out: Path, *, overwrite: bool) -> None:
-    if out.suffix.lower() not in (".svg", ".png"):
-        raise ValueError(f"--out must name a picture, FILE.svg or FILE.png, got {out}")
-    if not out.absolute().parent.is_dir():
-        raise FileNotFoundError(f"{out.absolute().parent} is no folder: make it, or choose another --out")
-    if out.exists() and not (overwrite and out.is_file()):
-        raise FileExistsError(f"{out} exists: choose another --out, or allow --overwrite")
-
-
 def _draw(offers: tuple[Offer, ...], budget: int, out: Path, *, overwrite: bool) -> None:
-    from matplotlib import rc_context
-
-    from ..figures import STYLE
     from ..figures.methods import one_budget
 
-    file, metadata = io.BytesIO(), {"Date": None} if out.suffix.lower() == ".svg" else None
-    with rc_context(STYLE):
-        one_budget(offers, budget).savefig(file, format=out.suffix.lower()[1:], dpi=160, metadata=metadata)
-    (write_atomically if overwrite else write_new)(out, file.getvalue())
+    write_picture(one_budget(offers, budget), out, overwrite=overwrite)

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .completing import HALF_NAMES, among
 from .options import AsJson, Overwrite, app, say, table
 
 
@@ -19,7 +20,11 @@ def conform(
         str | None, typer.Argument(help="FILE.py or MODULE, each with :FUNCTION or run(case) in it: this code is RUN.")
     ] = None,
     dtype: Annotated[
-        list[str] | None, typer.Option(help="float64, float32 (when left out), float16, bfloat16.")
+        list[str] | None,
+        typer.Option(
+            help="float64, float32 (when left out), float16, bfloat16.",
+            autocompletion=among(("float64", "float32", *HALF_NAMES)),
+        ),
     ] = None,
     only: Annotated[
         list[str] | None, typer.Option(help="Vectors of these names; a pattern, such as 'linear/*'.")
@@ -39,7 +44,9 @@ def conform(
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> int:
-    """Put frozen vectors of LoRA layers to an implementation: yours in FILE.py, or this one when left out.
+    """Put frozen test vectors to your own LoRA code.
+
+    It stands in FILE.py; when that is left out, this package answers.
 
     Example: lora-np conform my_adapter.py --dtype float32 --xfails known.txt
     """

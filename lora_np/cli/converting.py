@@ -8,11 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
-from ..engine.threads import one_matrix_thread
+from .completing import TO_NAMES, among
 from .foreign import WORST, Alpha, counted
 from .options import AsJson, Base, Out, Seed, app, say, seed_of, table
 
-To = Annotated[str, typer.Option("--to", help="peft, mlx, gguf (of llama.cpp) or lora_np.")]
+To = Annotated[
+    str, typer.Option("--to", help="peft, mlx, gguf (of llama.cpp) or lora_np.", autocompletion=among(TO_NAMES))
+]
 
 
 @app.command(rich_help_panel="convert")
@@ -24,9 +26,10 @@ def convert(
     alpha: Alpha = None,
     as_json: AsJson = False,
 ) -> int:
-    """Write an adapter in another program's format, and show by reading it back that ΔW is the same.
+    """Write an adapter in another program's format.
 
-    llama.cpp's names need --base, of which config.json is enough. What a format cannot hold is refused by name.
+    What was written is read back, to show that ΔW is the same. llama.cpp's names need --base, of which config.json is
+    enough. What a format cannot hold is refused by name.
 
     Example: lora-np convert peft-adapter --to mlx --out mlx-adapter
     """
@@ -34,6 +37,7 @@ def convert(
     from dataclasses import asdict
 
     from ..converting import convert as converted
+    from ..engine.threads import one_matrix_thread
     from ..gradients import finite
 
     with one_matrix_thread():
@@ -90,7 +94,9 @@ def extract(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> int:
-    """Draw the best adapter of rank r out of a full fine-tuning, and say what it leaves out of each tensor.
+    """Draw the best rank-r adapter out of a full fine-tuning.
+
+    It is said what that leaves out of each tensor.
 
     Example: lora-np extract base tuned --rank 8 --out adapter
     """
@@ -98,6 +104,7 @@ def extract(
     from dataclasses import asdict
 
     from ..converting import extract as extracted
+    from ..engine.threads import one_matrix_thread
     from ..gradients import finite
 
     with one_matrix_thread():

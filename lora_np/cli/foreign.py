@@ -13,6 +13,7 @@ import typer
 
 from .options import AsJson, app, say, table
 from .pages import foreign_page
+from .pictures import check_picture, write_picture
 
 Alpha = Annotated[float | None, typer.Option(help="Of an adapter of loralib, whose file does not hold it.")]
 MOST = 4  # threads of a verification: each holds some 40 MB of blocks
@@ -164,9 +165,15 @@ def inspect(
     folder: Annotated[Path, typer.Argument(help="An adapter or a model, of any program.")],
     base: Annotated[Path | None, typer.Option(help="The model that an adapter was made for.")] = None,
     alpha: Alpha = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option("--picture", help="Of an adapter: draw the singular values of every ΔW, to FILE.svg or FILE.png."),
+    ] = None,
     as_json: AsJson = False,
 ) -> int:
-    """What lies in a folder of weights, and what is odd about it: exit code 1 when there is a finding.
+    """What lies in a folder of weights, and what is odd?
+
+    An adapter or a model, of any program; the exit code is 1 when there is a finding.
 
     Example: lora-np inspect peft-adapter --base llama
     """
@@ -175,12 +182,18 @@ def inspect(
     from ..gradients import finite
     from ..merges.inspecting import adapter_facts, model_facts
 
+    if picture is not None:
+        check_picture(picture, "--picture", able=False)
     if is_adapter(folder):
         before, about = (None, None) if base is None else read_base(folder, base)
         adapter = read_adapter(folder, before, about, alpha=alpha)
         facts, findings = adapter_facts(adapter, before)
         told: dict[str, Any] = {"format": adapter.format, "updates": [finite(asdict(fact)) for fact in facts]}
+        if picture is not None:
+            draw_spectra(folder, adapter, before, picture)
     else:
+        if picture is not None:
+            raise ValueError("--picture draws the updates of an adapter, and this is a model: leave it out")
         told, findings = model_facts(open_weights(folder))
     if as_json:
         say(json.dumps({**told, "findings": [asdict(finding) for finding in findings]}, indent=2))
@@ -195,6 +208,16 @@ def inspect(
         table("Findings", ("kind", "where", "what", "what to do"), rows)
     say(counted(len(findings), "finding") if findings else "nothing odd was found")
     return 1 if findings else 0
+
+
+def draw_spectra(folder: Path, adapter: Any, base: Any, picture: Path) -> None:
+    """The singular values of every ΔW that is a sum of s·BA."""
+    from ..converting.likeness import maps_in, one_map
+    from ..figures.spectra import spectra
+
+    pairs = maps_in(folder, adapter, base).pairs
+    values = {name: one_map(name, pair, pair).spectra[0] for name, pair in pairs.items()}
+    write_picture(spectra({folder.name or str(folder): values}), picture)
 
 
 def is_adapter(folder: Path) -> bool:

@@ -21,7 +21,9 @@ def ledger(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace such a page at --out.")] = False,
     as_json: AsJson = False,
 ) -> int:
-    """Every number of the LoRA paper that arithmetic can reproduce, with a verdict: =, ~ or ≠.
+    """The paper's numbers computed anew, each with a verdict.
+
+    Every number of the LoRA paper that arithmetic can reproduce: =, ~ or ≠.
 
     Example: lora-np ledger --table 4
     """

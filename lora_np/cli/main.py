@@ -6,13 +6,14 @@ Exit code 0: done and holds; 1: done and does not hold; 2: bad input, or finding
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Sequence
 
 from .. import stopping
-from ..adaptation import Interrupted
-from ..engine.devices import DeviceMemoryError
+from ..stopping import Interrupted
+from .completing import check_shell
 from .options import app
 from .streams import lost, one_line, open_closed, steady
 
@@ -36,7 +37,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def code_of(arguments: Sequence[str] | None) -> int:
     try:
-        code = int(app(arguments or sys.argv[1:] or ["--help"], standalone_mode=False) or 0)
+        told = list(arguments or sys.argv[1:] or ["--help"])
+        check_shell(told)
+        if "_LORA_NP_COMPLETE" in os.environ:
+            os.environ["COLUMNS"] = "10000"  # typer folds what a shell takes line by line
+        code = int(app(told, prog_name="lora-np", standalone_mode=False) or 0)
         return _fail("interrupted", 130) if code == 130 else code  # typer has caught Ctrl-C itself
     except Interrupted as stopped:
         return _fail(f"{stopped}; --resume continues", 130)
@@ -65,5 +70,7 @@ def _in_words(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     if isinstance(error, MemoryError):
+        from ..engine.devices import DeviceMemoryError
+
         return f"not enough memory: {error}" if isinstance(error, DeviceMemoryError) else "not enough memory"
     return str(error)

@@ -2,8 +2,8 @@ r"""What the commands share: their options, how text becomes settings, and how f
 
 from __future__ import annotations
 
-import shutil
 import sys
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
@@ -11,9 +11,15 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import typer
 import typer.core
 
+from .completing import ENGINE_NAMES, HALF_NAMES, METHOD_NAMES, among, bases, presets
 from .streams import printable
+from .tables import table as table
 
 GROUPS = ("learn", "adapt", "check", "convert", "measure")
+ENDS = {
+    "-h, --help": "Show this message; behind a command, its options and an example.",
+    "--version": "Say it; with --install-completion TAB completes names.",
+}
 
 
 class Groups(typer.core.TyperGroup):
@@ -28,18 +34,43 @@ class Groups(typer.core.TyperGroup):
         for group, commands in groups.items():
             for number, command in enumerate(commands):
                 head = f"  {'' if number else group:{first}}  {command.name:{second}}  "
-                formatter.write(f"{head}{command.get_short_help_str(formatter.width - len(head))}\n")
-        formatter.write("\n  -h, --help  Show this message; behind a command, its options and an example.\n")
+                lines = textwrap.wrap(first_paragraph(command.help), max(20, formatter.width - len(head)))
+                formatter.write(head + f"\n{' ' * len(head)}".join(lines) + "\n")
+        formatter.write("\n")
+        for names, said in ENDS.items():
+            lines = textwrap.wrap(said, max(20, formatter.width - 14))
+            formatter.write(f"  {names:10}  " + f"\n{' ' * 14}".join(lines) + "\n")
+
+
+def first_paragraph(text: str | None) -> str:
+    """How a help text begins, whole and in one line."""
+    return " ".join((text or "").split("\n\n")[0].split())
 
 
 app = typer.Typer(
     cls=Groups,
     help="Understand and verify low-rank adaptation, in NumPy.",
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from ..version import __version__
+
+        say(f"lora-np {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version.")
+    ] = False,
+) -> None:
+    """Understand and verify low-rank adaptation, in NumPy."""
 
 
 def named_base(base: Path | None) -> Path | None:
@@ -60,37 +91,46 @@ Base = Annotated[
         help="Model to start from: a folder, ours or of transformers, a GGUF file, or a name: smollm2, minilm, "
         "glassllm; the base that ships if left out.",
         callback=named_base,
+        autocompletion=bases,
     ),
 ]
 BaseType = Annotated[
     str | None,
-    typer.Option("--base-dtype", help="Hold the frozen base in float16 or bfloat16: half the memory of float32."),
+    typer.Option(
+        "--base-dtype",
+        help="Hold the frozen base in float16 or bfloat16: half the memory of float32.",
+        autocompletion=among((*HALF_NAMES, "float32")),
+    ),
 ]
 Out = Annotated[Path, typer.Option(help="Folder to write; it appears when it is complete.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what exists at --out.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-# The rows of METHODS, written out: --help shall not import what they need.
-METHOD_NAMES = (
-    *("lora", "full", "top", "bitfit", "prefix-embedding", "prefix-layer", "prefix-kv", "lora+prefix-embedding"),
-    *("lora+prefix-layer", "adapter-h", "adapter-l", "adapter-p", "compacter", "dora", "vera", "pissa", "lora+"),
-    "lora-fa",
-)
-MethodName = Annotated[str, typer.Option("--method", help=f"One of {', '.join(METHOD_NAMES)}.")]
+MethodName = Annotated[
+    str, typer.Option("--method", help=f"One of {', '.join(METHOD_NAMES)}.", autocompletion=among(METHOD_NAMES))
+]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="A setting of the method, as key=value; may be given several times.")
 ]
 Rank = Annotated[int | None, typer.Option(help="LoRA: r, the inner dimension of B A; 4 when left out.")]
 Targets = Annotated[
     str | None,
-    typer.Option(help="LoRA: qv, qkvo, attention+mlp, all-linear, or patterns with commas between; qv when left out."),
+    typer.Option(
+        help="LoRA: qv, qkvo, attention+mlp, all-linear, or patterns with commas between; qv when left out.",
+        autocompletion=presets,
+    ),
 ]
 Resume = Annotated[
     bool, typer.Option("--resume", help="Continue an interrupted run; the result is the same to the bit.")
 ]
-Device = Annotated[str, typer.Option(help="cpu, or gpu: needs CuPy and a CUDA device.")]
+Device = Annotated[
+    str, typer.Option(help="cpu, or gpu: needs CuPy and a CUDA device.", autocompletion=among(("cpu", "gpu")))
+]
 Engine = Annotated[
     str | None,
-    typer.Option(help="inline, threads, processes or dask://HOST:PORT: who computes; no bit depends on it."),
+    typer.Option(
+        help="inline, threads, processes or dask://HOST:PORT: who computes; no bit depends on it.",
+        autocompletion=among(ENGINE_NAMES),
+    ),
 ]
 Workers = Annotated[int | None, typer.Option(help="How many of them; as many as cores when left out.")]
 Seed = Annotated[int, typer.Option(help="Of everything random.")]
@@ -103,21 +143,6 @@ ALL_SIZES = "tiny,small,mid,gpt2,long"
 def say(line: str) -> None:
     """A finding, on stdout; a terminal is not made to obey what stands in a file."""
     print(printable(line, kept="\n\t") if sys.stdout.isatty() else line, flush=True)
-
-
-def table(title: str, head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
-    from rich.box import SIMPLE
-    from rich.console import Console
-    from rich.table import Table
-
-    shown = Table(title=title, box=SIMPLE, title_justify="left", title_style="")
-    for name in head:
-        shown.add_column(name, overflow="fold")  # on a narrow terminal too, no figure is cut
-    for row in rows:
-        shown.add_row(*row)
-    # COLUMNS=0 is no width to shutil; in fewer than 20 columns even rich shows nothing of a table of two
-    widest = max(20, shutil.get_terminal_size().columns) if sys.stdout.isatty() else 160
-    Console(width=widest, highlight=False, markup=False).print(shown)
 
 
 def in_bytes(n: int) -> str:

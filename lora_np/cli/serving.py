@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 
-import numpy as np
-
 from ..disk.marks import Kind
 from ..disk.writing import write_atomically, write_json
 from .options import say, table
@@ -26,6 +24,8 @@ def answer_all(
     most_bytes: int,
 ) -> int:
     """One JSON line an answer, in the order of the requests; 1 where an adapter had to be skipped."""
+    import numpy as np
+
     from ..files import load_model
     from ..progress import watch
     from ..serving.bank import AdapterBank

@@ -42,7 +42,7 @@ def made() -> tuple[Vector, ...]:
     return tuple(vector.answered() for vector in vectors())
 
 
-def write_vectors(folder: Path, *, overwrite: bool = False) -> tuple[Vector, ...]:
+def write_vectors(folder: str | Path, *, overwrite: bool = False) -> tuple[Vector, ...]:
     """Compute every vector and write the three files; the folder appears whole."""
     found = made()
     with new_folder(folder, KIND, overwrite=overwrite) as into:
@@ -124,8 +124,9 @@ def schema() -> dict[str, Any]:
 # -------------------------------------------------------------------------------------------------------------- reading
 
 
-def read_vectors(folder: Path = FOLDER) -> Vectors:
+def read_vectors(folder: str | Path = FOLDER) -> Vectors:
     """The vectors of a folder. Raises OSError or ValueError of one line for files that are not what was written."""
+    folder = Path(folder)
     about, path = read_json(folder / INDEX), folder / NUMBERS
     if about.get("format") != FORMAT:
         raise ValueError(f"{folder / INDEX}: format must be {FORMAT}, got {about.get('format')!r}")

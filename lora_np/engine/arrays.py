@@ -22,6 +22,8 @@ from autograd.tracer import getval
 # An array of any registered library, or an autograd box around one.
 Array = npt.NDArray[Any]
 
+FEW_ROWS = 32  # of which the largest numbers are found at once: three calls would take longer than they save
+
 _MODULES: dict[type, Any] = {np.ndarray: np}
 
 
@@ -94,6 +96,20 @@ def normal(rng: np.random.Generator | None, shape: tuple[int, ...], scale: float
 def rows(x: Array) -> Array:
     """`(..., d)` seen as `(n, d)`, one row an example; no copy when x is contiguous."""
     return x.reshape(-1, x.shape[-1])
+
+
+def largest(x: Array) -> Array:
+    """The largest number along the last axis, which stays: (..., 1).
+
+    NumPy finds *where* it stands in a third of the time in which it finds the number itself, while rows are short.
+    """
+    n = x.shape[-1]
+    if type(x) is not np.ndarray or x.size < FEW_ROWS * n or not x.flags.c_contiguous:
+        return x.max(axis=-1, keepdims=True)
+    flat = x.reshape(-1)
+    places = flat.reshape(-1, n).argmax(axis=1)
+    places += np.arange(0, flat.size, n)
+    return flat.take(places).reshape(*x.shape[:-1], 1)
 
 
 def row_blocks(n: int, width: int, elements: int = 1 << 17, xp: Any = np) -> list[slice]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 from autograd.core import VJPNode, add_outgrads
 from autograd.extend import Box, defvjp_argnums, primitive
 from autograd.tracer import new_box
@@ -28,11 +29,12 @@ SECOND_ORDER = "operations are differentiable once; for second derivatives use l
 # autograd hands out (0, 1, …) and above the one it starts its search with (−1): so `autograd.grad` may be used inside a
 # loss. It is a constant because autograd's own counter is shared by all threads.
 TRACE = -0.5
+NO_TRACE = -1
 _thread = threading.local()
 
 
 def operation(forward: Callable[..., Any], backward: Callable[..., Any]) -> Callable[..., Any]:
-    r"""Make a pair of plain functions an autograd primitive.
+    r"""Make a pair of plain functions an operation that autograd differentiates.
 
     forward(*arguments, wanted)    -> (y, saved)   saves only what the gradients named in `wanted` need
     backward(saved, dy, wanted)    -> one gradient for each name in `wanted`, in order; nothing else is computed
@@ -42,6 +44,9 @@ def operation(forward: Callable[..., Any], backward: Callable[..., Any]) -> Call
     silently. Raises TypeError when a second derivative is asked for.
 
     y and the gradients are arrays (...); dy has the shape of y, a gradient that of its argument.
+
+    The pair is a whole link of the chain, so its node in autograd's graph is written here, as `autograd.primitive`
+    would write it after looking at every argument three times: at small sizes that took as long as the operation.
 
     >>> import numpy as np
     >>> from lora_np import operation, value_and_grad
@@ -56,41 +61,44 @@ def operation(forward: Callable[..., Any], backward: Callable[..., Any]) -> Call
     """
     names = [name for name in inspect.signature(forward).parameters if name != "wanted"]
     boxes = Box.types
-    slot = threading.local()  # autograd calls the vjp maker right after the primitive, on the same thread
-
-    @primitive
-    def evaluate(*arguments: Any) -> Any:
-        y, slot.saved = forward(*arguments, wanted=slot.wanted)
-        return y
-
-    def vjp_maker(argnums: Sequence[int], y: Any, arguments: Sequence[Any], _: Any) -> Callable[[Any], Any]:
-        saved, slot.saved = slot.saved, None
-        wanted = tuple(names[i] for i in argnums)
-        if any(is_box(argument) for argument in arguments):
-            raise TypeError(SECOND_ORDER)
-
-        def vjp(dy: Any) -> Any:
-            if is_box(dy):
-                raise TypeError(SECOND_ORDER)
-            return backward(saved, dy, wanted)
-
-        return vjp
-
-    defvjp_argnums(evaluate, vjp_maker)
 
     @functools.wraps(forward)
     def call(*arguments: Any) -> Any:
+        trace: float = NO_TRACE
         for value in arguments:
-            if type(value) in boxes:
-                break
-        else:  # evaluation passes autograd by and keeps nothing alive
+            if type(value) in boxes and value._trace > trace:
+                trace = value._trace
+        if trace == NO_TRACE:  # evaluation passes autograd by and keeps nothing alive
             return forward(*arguments, wanted=())[0]
-        slot.wanted = tuple(name for name, value in zip(names, arguments, strict=False) if type(value) in boxes)
-        return evaluate(*arguments)
+        values, wanted, parents = list(arguments), [], []
+        for i, value in enumerate(arguments):
+            if type(value) in boxes:
+                if value._trace != trace or type(value._value) in boxes:
+                    raise TypeError(SECOND_ORDER)
+                values[i] = value._value
+                wanted.append(names[i])
+                parents.append(value._node)
+        y, saved = forward(*values, wanted=tuple(wanted))
+        return new_box(y, trace, _link(backward, saved, tuple(wanted), parents))
 
     del call.__wrapped__  # `forward` takes `wanted`, the operation does not
     call.forward, call.backward = forward, backward  # type: ignore[attr-defined]
     return call
+
+
+def _link(backward: Callable[..., Any], saved: Any, wanted: tuple[str, ...], parents: list[Any]) -> VJPNode:
+    """The node of a result: whose gradients `backward` makes of its own. Raises TypeError in forward mode."""
+    if type(parents[0]) is not VJPNode:
+        raise TypeError("operations have no derivatives in forward mode; use lora_np.textbook")
+
+    def vjp(dy: Any) -> Any:
+        if is_box(dy):
+            raise TypeError(SECOND_ORDER)
+        return backward(saved, dy, wanted)
+
+    node = VJPNode.new_root()
+    node.parents, node.vjp = parents, vjp
+    return node
 
 
 def value_and_grad(loss: Callable[..., Any]) -> Callable[..., tuple[Any, Arrays]]:
@@ -186,9 +194,22 @@ def _backward_pass(end: Any, dy: Array, leaves: set[Any]) -> dict[Any, Array]:
             continue
         cotangent, _ = cotangents.pop(node)
         for parent, gradient in zip(node.parents, node.vjp(cotangent), strict=True):
-            cotangents[parent] = add_outgrads(cotangents.get(parent), gradient)
+            cotangents[parent] = added(cotangents.get(parent), gradient)
         node.vjp, node.parents = None, ()
     return {node: cotangent for node, (cotangent, _) in cotangents.items()}
+
+
+def added(before: tuple[Array, bool] | None, gradient: Array) -> tuple[Array, bool]:
+    """The sum of gradients that meet at a node, and whether it is an array of its own, which may be added to.
+
+    As autograd's `add_outgrads`, which asks for the vector space of every array first.
+    """
+    if type(gradient) is not np.ndarray:  # a number, a foreign array, or a sparse gradient of autograd's
+        return add_outgrads(before, gradient)
+    if before is None:
+        return gradient, False
+    total, is_own = before
+    return np.add(total, gradient, out=total if is_own else None), True
 
 
 def _at(leaf: Any, gradients: dict[Any, Array], array: Array) -> Array:

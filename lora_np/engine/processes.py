@@ -3,178 +3,59 @@ r"""A map over worker processes of this machine.
     this process  ──── function, once: a block of memory that all look at ────→  worker, worker, …
                   ──── item ──→   ←── result ────                                one each at a time
 
-Workers are started as programs of their own, never forked: a fork of a process with threads may hang. Each has a matrix
-library of one thread, so a result has the bits that it has here. Where this process takes part, it begins at once and
-does alone what there is until the others are ready: a short run does not wait for them.
+Each worker has a matrix library of one thread, so a result has the bits that it has here. Where this process takes
+part, it begins at once and does alone what there is until the others are ready: a short run does not wait for them.
 
-A worker that ends in the middle of its work is noticed when its socket closes. What it had is done again by whoever is
-free, and another worker takes its place.
+A worker that ends in the middle of its work is noticed when its socket closes, one that hangs (stopped, or in an
+endless loop) by the time it takes: while this process has nothing to do but wait, and hears from nobody, it counts
+seconds. After many times the longest that any item took, and no fewer than `SECONDS_TO_HANG`, the worker is ended.
+Either way, what it had is done again by whoever is free, and another takes its place. An item that was taken from a
+worker so has twice as long the next time, so one that is only long is finished; before any item is finished, nothing
+is known, and nothing is counted.
 """
 
 from __future__ import annotations
 
-import atexit
-import contextlib
+import math
 import os
-import subprocess
 import sys
-import tempfile
 import time
 import warnings
-import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from multiprocessing.connection import Connection, wait
-from multiprocessing.reduction import send_handle
-from pathlib import Path
-from socket import socketpair
+from dataclasses import dataclass, field
+from multiprocessing.connection import wait
 from typing import Any
 
+from .children import Block, Worker
 from .parcels import Parcel, packed, result_of
-from .threads import VARIABLE, Then, ignored, one_matrix_thread
+from .threads import Then, ignored, one_matrix_thread
 
-PACKAGE = Path(__file__).parents[1] / "__init__.py"
-SHARED = Path("/dev/shm")  # files here are memory
-SECONDS_TO_DIE = 2.0  # between the moment when a socket closes and that when its process has ended
 MOST_DEATHS = 3  # workers that one item may end, and workers that may end before they are ready
-
-# Set before the matrix library is loaded, which reads them once.
-ONE_THREAD = dict.fromkeys((VARIABLE, "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"), "1")
-
-# The very package that runs here, by its file; from the current folder nothing is imported (-P).
-PROGRAM = """
-import importlib.util, sys
-spec = importlib.util.spec_from_file_location("lora_np", sys.argv[1])
-sys.modules["lora_np"] = package = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(package)
-from lora_np.engine.worker import serve
-serve(int(sys.argv[2]))
-"""
-
-_alive: weakref.WeakSet[Worker]
+HEARTBEAT = 0.5  # seconds of waiting that are counted at most at once: this process may have been stopped itself
+TIMES_THE_LONGEST = 20
+# Does this process take part? Then its items are alike, the shards of a batch; otherwise they may be whole runs.
+SECONDS_TO_HANG = {True: 10.0, False: 600.0}
 
 
-class Worker:
-    """One process, and what it is at.
+@dataclass
+class Call:
+    """One call of the map: what is still to be done, what has been, and how many workers each item ended."""
 
-    doing    the index of its item, None when it is idle    ready_after  seconds from its start; None until then
-    holds    the digest of its function                     is_lost      its socket is closed
-    """
-
-    def __init__(self) -> None:
-        ours, its = socketpair()
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115
-        self._began, self._parent = time.perf_counter(), os.getpid()
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", PROGRAM, str(PACKAGE), str(its.fileno())],
-            stdin=subprocess.PIPE,  # nothing is written: that it closes says that this process is gone
-            stdout=subprocess.DEVNULL,
-            stderr=self._errors,
-            pass_fds=[its.fileno()],
-            env={**os.environ, **ONE_THREAD},
-            start_new_session=True,  # Ctrl-C reaches this process alone
-        )
-        _alive.add(self)
-        its.close()
-        self.connection = Connection(ours.detach())
-        self.doing: int | None = None
-        self.holds: str | None = None
-        self.ready_after: float | None = None
-        self.is_lost = False
-        self.connection.send_bytes(packed(("path", [place or os.getcwd() for place in sys.path])))
+    items: Sequence[Any]
+    then: Then
+    todo: deque[int]
+    results: dict[int, Any] = field(default_factory=dict)
+    ended: Counter[int] = field(default_factory=Counter)
 
     @property
-    def pid(self) -> int:
-        return self._process.pid
+    def is_over(self) -> bool:
+        return len(self.results) == len(self.items)
 
-    @property
-    def is_mine(self) -> bool:
-        return self._parent == os.getpid()
-
-    @property
-    def is_free(self) -> bool:
-        return self.ready_after is not None and self.doing is None
-
-    def hold(self, block: Block) -> None:
-        """Have it hold a function, unless it does."""
-        parcel = block.parcel
-        if self.holds != parcel.digest:
-            shared = block.file is not None
-            self.connection.send_bytes(packed(("hold", parcel.sizes, parcel.nbytes, shared)))
-            if block.file is not None:
-                send_handle(self.connection, block.file.fileno(), self.pid)
-            else:
-                self.connection.send_bytes(b"".join(parcel.pieces()))
-            self.holds = parcel.digest
-
-    def received(self) -> bytes | None:
-        """What it says: its answer, or None when it says that it is ready. Raises EOFError or OSError once it ended."""
-        message = self.connection.recv_bytes()
-        if self.ready_after is None:
-            self.ready_after = time.perf_counter() - self._began
-            return None
-        self.doing = None
-        return message
-
-    def end(self) -> str:
-        """Kill it, unless it has ended or is about to, wait for it, and say how it ended."""
-        if self._errors.closed:
-            return "before"
-        code = None
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            code = self._process.wait(SECONDS_TO_DIE if self.is_lost else 0)
-        self._process.kill()
-        self._process.wait()
-        self._errors.seek(0)
-        said = self._errors.read().decode(errors="replace").strip().splitlines()
-        for file in (self.connection, self._process.stdin, self._errors):
-            with contextlib.suppress(OSError):
-                file.close()  # type: ignore[union-attr]
-        _alive.discard(self)
-        how = "unasked" if code is None else f"by signal {-code}" if code < 0 else f"with exit code {code}"
-        return f"{how}, and said: {said[-1]}" if said else how
-
-
-_alive = weakref.WeakSet()
-
-
-def alive() -> list[int]:
-    """The worker processes of this one."""
-    return [worker.pid for worker in list(_alive) if worker.is_mine]
-
-
-@atexit.register
-def _end_all() -> None:
-    for worker in list(_alive):
-        if worker.is_mine:  # and not that of a process that forked itself into this one
-            worker.end()
-
-
-class Block:
-    """A parcel in memory that processes share; `file` is None where there is no room: each gets the bytes then."""
-
-    def __init__(self, parcel: Parcel) -> None:
-        self.parcel, self.file = parcel, None
-        try:
-            self.file = tempfile.TemporaryFile(dir=SHARED)  # noqa: SIM115 - without a name: nothing can be left behind
-            for piece in parcel.pieces():
-                self.file.write(piece)
-            self.file.flush()
-        except OSError as error:
-            self.close()
-            warnings.warn(
-                f"{SHARED} takes no {parcel.nbytes / 1e6:,.1f} MB ({error.strerror}): every worker process is sent a "
-                "copy of its own",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-
-    def close(self) -> None:
-        if self.file is not None:
-            with contextlib.suppress(OSError):
-                self.file.close()
-        self.file = None
+    def finish(self, index: int, result: Any) -> None:
+        self.results[index] = result
+        self.then(index, result)
 
 
 class ProcessMap:
@@ -192,6 +73,7 @@ class ProcessMap:
         self._block: Block | None = None
         self._function: Any = None
         self._failed_starts = 0
+        self._longest = 0.0  # seconds that an item of this function took
 
     def __call__(
         self,
@@ -199,32 +81,25 @@ class ProcessMap:
         items: Sequence[Any],
         then: Then = ignored,
     ) -> list[Any]:
-        results: dict[int, Any] = {}
-        todo, ended = deque(range(len(items))), Counter[int]()
+        call = Call(items, then, deque(range(len(items))))
         self.moved = self.shares = 0
         while len(self._workers) < self._wanted and self._failed_starts < MOST_DEATHS:
             self._workers.append(Worker())
-
-        def finish(index: int, result: Any) -> None:
-            results[index] = result
-            then(index, result)
-
         block = self._held(function) if self._workers else None
-        self._collect(finish, todo, ended, patient=False)  # who has become ready since
+        self._collect(call, patient=False)  # who has become ready since
         try:
-            while len(results) < len(items):
+            while not call.is_over:
                 for worker in list(self._workers):
-                    if block is not None and todo and worker.is_free:
-                        self._deal(worker, block, items, todo, ended)
-                mine = bool(todo) and self.takes_part
+                    if block is not None and call.todo and worker.is_free:
+                        self._deal(worker, block, call)
+                mine = bool(call.todo) and self.takes_part
                 if mine:
-                    index = todo.popleft()
-                    finish(index, function(items[index]))
-                self._collect(finish, todo, ended, patient=not mine and len(results) < len(items))
+                    self._do(function, call)
+                self._collect(call, patient=not mine and not call.is_over)
         finally:
             for worker in [worker for worker in self._workers if worker.doing is not None]:
                 self._drop(worker)  # what it is at is wanted no more, and it cannot be told
-        return [results[index] for index in range(len(items))]
+        return [call.results[index] for index in range(len(items))]
 
     def end(self) -> None:
         """End every worker, whatever it is at."""
@@ -244,53 +119,82 @@ class ProcessMap:
             if self._block is None or self._block.parcel.digest != parcel.digest:
                 if self._block is not None:
                     self._block.close()
-                self._block = Block(parcel)
+                self._block, self._longest = Block(parcel), 0.0
             self._function = function
         return self._block
 
-    def _deal(self, worker: Worker, block: Block, items: Sequence[Any], todo: deque[int], ended: Counter[int]) -> None:
+    def _do(self, function: Callable[[Any], Any], call: Call) -> None:
+        """The next item, here."""
+        began, index = time.perf_counter(), call.todo.popleft()
+        result = function(call.items[index])
+        self._longest = max(self._longest, time.perf_counter() - began)
+        call.finish(index, result)
+
+    def _deal(self, worker: Worker, block: Block, call: Call) -> None:
         """Give the next item to a free worker, which may turn out to have ended."""
-        index = todo.popleft()
-        message = packed(("work", items[index]))
-        worker.doing = index
+        index = call.todo.popleft()
+        message = packed(("work", call.items[index]))
         self.sent += block.parcel.nbytes * (worker.holds != block.parcel.digest)
+        worker.doing = index
         try:
             worker.hold(block)
-            worker.connection.send_bytes(message)
+            worker.give(index, message)
+        except BlockingIOError:
+            self._replace(worker, call, "it took nothing of what it was sent")
         except OSError:
-            self._replace(worker, todo, ended)
+            self._replace(worker, call)
         else:
             self.moved += len(message)
             self.shares += 1
 
-    def _collect(
-        self, finish: Callable[[int, Any], None], todo: deque[int], ended: Counter[int], *, patient: bool
-    ) -> None:
+    def _collect(self, call: Call, *, patient: bool) -> None:
         """Take the answers that are there; if patient, wait for one, or for a worker that becomes ready or ends."""
         by_connection = {worker.connection: worker for worker in self._workers}
-        for connection in wait(list(by_connection), None if patient else 0):
+        began = time.monotonic()
+        heard = wait(list(by_connection), HEARTBEAT if patient else 0)
+        if patient and not heard:
+            self._count(call, min(HEARTBEAT, time.monotonic() - began))
+        for connection in heard:
             worker = by_connection[connection]  # type: ignore[index]
             index = worker.doing
             try:
                 message = worker.received()
             except (EOFError, OSError):
-                self._replace(worker, todo, ended)
+                self._replace(worker, call)
                 continue
             if message is None:
                 self.ready_after = max(self.ready_after or 0.0, worker.ready_after or 0.0)
             else:
                 assert index is not None
                 self.moved += len(message)
-                finish(index, result_of(message))
+                self._longest = max(self._longest, worker.took)
+                call.finish(index, result_of(message))
 
-    def _replace(self, worker: Worker, todo: deque[int], ended: Counter[int]) -> None:
-        """Another in the place of one that ended; what it was at is to be done again."""
-        index, was_ready, worker.is_lost = worker.doing, worker.ready_after is not None, True
+    def _count(self, call: Call, seconds: float) -> None:
+        """These seconds went by in silence: whose patience is exhausted is replaced."""
+        for worker in [worker for worker in self._workers if worker.doing is not None]:
+            worker.waited += seconds
+            if worker.waited > self._patience(call.ended[worker.doing or 0]):
+                took = (
+                    f"no answer in {worker.waited:.1f} s of waiting, where an item took {self._longest:.1g} s at most"
+                )
+                self._replace(worker, call, took)
+
+    def _patience(self, tries: int) -> float:
+        """The seconds for which an item is waited for that has ended so many workers."""
+        if not self._longest:
+            return math.inf
+        return max(SECONDS_TO_HANG[self.takes_part], TIMES_THE_LONGEST * self._longest) * 2.0**tries
+
+    def _replace(self, worker: Worker, call: Call, hangs: str = "") -> None:
+        """Another in the place of one that ended, or that hangs; what it was at is to be done again."""
+        index, was_ready, worker.is_lost = worker.doing, worker.ready_after is not None, not hangs
         how = self._drop(worker)
+        how = f"by this one ({hangs})" if hangs else how
         if index is not None:
-            todo.appendleft(index)
-            ended[index] += 1
-            if ended[index] == MOST_DEATHS:
+            call.todo.appendleft(index)
+            call.ended[index] += 1
+            if call.ended[index] == MOST_DEATHS:
                 raise ChildProcessError(f"item {index + 1} ended {MOST_DEATHS} worker processes, the last one {how}")
         self._failed_starts += not was_ready
         again = "what it was at is done again" if index is not None else "it was idle"

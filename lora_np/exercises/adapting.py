@@ -12,7 +12,7 @@ from ..optimization import TrainingConfig, adamw
 from ..parameters import count, parameters
 from ..tasks import Example, collate, encode
 from ..tokenizers import ByteTokenizer
-from . import checker, unanswered
+from . import checker, shown, unanswered
 
 CLOSE = 1e-3  # of a step: ε, which is left out by hand, changes less
 
@@ -82,7 +82,7 @@ def check_first_step(answer: Any, gradient: float, rate: float) -> None:
     zero, g = {"x": np.zeros(1)}, {"x": np.array([gradient])}
     new, _ = adamw(zero, g, {"m.x": np.zeros(1), "v.x": np.zeros(1)}, 1, rate, TrainingConfig())
     right, defaults = float(new["x"][0]), TrainingConfig()
-    assert isinstance(answer, int | float), f"the answer is a number, got {answer!r}"
+    assert isinstance(answer, int | float | np.number), f"the answer is a number, got {shown(answer)}"
     # Of moments that still feel their start at zero: m = (1 − β₁) g, v = (1 − β₂) g².
     uncorrected = right * (1.0 - defaults.beta1) / math.sqrt(1.0 - defaults.beta2)
     hints = {

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..engine.arrays import Array
 from ..lora import LoraLinear, delta
-from . import checker, unanswered
+from . import checker, shown, unanswered
 
 CLOSE = 1e-5  # of the largest number compared
 
@@ -43,7 +43,7 @@ def check_multiply_adds(answer: Any, n: int, d_in: int, d_out: int, rank: int) -
     if answer != right and answer in hints:
         raise AssertionError(f"{answer:,} is not it: {hints[answer]}")
     assert answer == right, (
-        f"got {answer!r}: a product (n, k) @ (k, m) costs n·k·m, and there are three: x W0ᵀ, x Aᵀ and then z Bᵀ"
+        f"got {shown(answer)}: a product (n, k) @ (k, m) costs n·k·m, and there are three: x W0ᵀ, x Aᵀ and then z Bᵀ"
     )
     print(f"Right: {right:,}, of which the branch is {branch / (dense + branch):.1%}.")
 
@@ -53,7 +53,7 @@ def check_alpha(answer: Any, rank: int, alpha: float, new_rank: int) -> None:
     """The α that, under s = α/√r, gives the new rank the s that the old rank had."""
     if unanswered(answer, f"the α that at rank {new_rank} gives the same s = α/√r as α = {alpha} at rank {rank}"):
         return
-    assert isinstance(answer, int | float), f"α is a number, got {answer!r}"
+    assert isinstance(answer, int | float | np.number), f"α is a number, got {shown(answer)}"
     right = alpha * math.sqrt(new_rank / rank)
     if math.isclose(answer, alpha * new_rank / rank) and not math.isclose(answer, right):
         raise AssertionError(f"α = {answer} keeps α/r; here s = α/√r, so the rank counts by its square root")

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..engine.arrays import Array
-from . import checker, unanswered
+from . import checker, shown, unanswered
 
 CLOSE = 1e-5  # of the norm of the update: a thousand roundings of float32 are below it, and no mistake is
 
@@ -92,7 +92,7 @@ def check_factors(A: Any, B: Any, update: Array, rank: int) -> None:
 
 def _whole(answer: Any) -> int:
     """The answer as an int, when it is a whole number."""
-    assert isinstance(answer, int | np.integer), f"a rank is a whole number, got {answer!r}"
+    assert isinstance(answer, int | np.integer), f"a rank is a whole number, got {shown(answer)}"
     return int(answer)
 
 

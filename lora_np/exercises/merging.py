@@ -15,7 +15,7 @@ from ..lora import adapters
 from ..model import Transformer
 from ..parameters import parameters, with_modules, with_parameters
 from ..wrappers import merge
-from . import checker, unanswered
+from . import checker, shown, unanswered
 
 SWITCHES = 200  # of adapters in check_switch; by then adding and subtracting has left its traces in nearly every entry
 
@@ -68,7 +68,9 @@ def check_roundings(answer: Any, d_in: int, rank: int) -> None:
     }
     if answer != right and answer in hints:
         raise AssertionError(f"{answer} is not it: {hints[answer]}")
-    assert answer == right, f"got {answer!r}: follow one product W0[i, j] x[j] or B[i, k] A[k, j] x[j] to the output"
+    assert answer == right, (
+        f"got {shown(answer)}: follow one product W0[i, j] x[j] or B[i, k] A[k, j] x[j] to the output"
+    )
     print(f"Right: {right} roundings. In float32 the bound is {right * np.finfo(np.float32).eps:.1e} of T.")
 
 
@@ -77,7 +79,7 @@ def check_factor(answer: Any, adapted: Transformer, merged: Transformer) -> None
     """The factor ĉ of equation (V2) by which a merged model has the update of `adapted`."""
     if unanswered(answer, "the factor ĉ of (V2): how many times does s·BA stand in the merged model?"):
         return
-    assert isinstance(answer, float | int | np.number), f"the factor is a number, got {answer!r}"
+    assert isinstance(answer, float | int | np.number), f"the factor is a number, got {shown(answer)}"
     tokens = np.zeros((1, 1), np.int64)  # the arrays alone decide
     factors = [array.factor for array in certify(adapted, merged, tokens).arrays if array.factor is not None]
     right, scaling = float(np.mean(factors)), next(iter(adapters(adapted).values())).scaling
@@ -107,7 +109,7 @@ def check_switch(answer: Any, dtype: Any = np.float16) -> None:
     task = "switch(W0, W, old, new): the weights that serve ΔW = new, after any number of switches exact to the bit"
     if unanswered(answer, task):
         return
-    assert callable(answer), f"the answer is a function of (W0, W, old, new), got {answer!r}"
+    assert callable(answer), f"the answer is a function of (W0, W, old, new), got {shown(answer)}"
     rng = np.random.default_rng(0)
     W0 = (0.1 * rng.standard_normal((12, 16))).astype(dtype)
     kept, W, old = W0.copy(), W0.copy(), np.zeros_like(W0)
@@ -115,7 +117,7 @@ def check_switch(answer: Any, dtype: Any = np.float16) -> None:
         new = (0.1 * rng.standard_normal(W0.shape)).astype(dtype)
         right = kept + new
         W = answer(W0, W, old, new.copy())
-        assert isinstance(W, np.ndarray), f"switch must give back the weights, got {W!r}"
+        assert isinstance(W, np.ndarray), f"switch must give back the weights, got {shown(W)}"
         found = f"{W.dtype} {W.shape}"
         assert found == f"{W0.dtype} {W0.shape}", f"the weights are {W0.dtype} {W0.shape}, and switch gave {found}"
         assert np.array_equal(W0, kept), f"switch {number} wrote into W0: += changes the array that it is given"

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..engine.arrays import Array
-from . import checker, unanswered
+from . import checker, shown, unanswered
 
 SEEDS = range(5)  # so many draws of shapes and numbers
 CLOSE = 1e-9  # of the largest number compared: in float64 a right answer is a million times closer
@@ -175,16 +175,20 @@ def show(number: int) -> None:
     print(textwrap.dedent(inspect.getsource(_puzzle(number))).rstrip())
 
 
-@checker
 def check(number: int, answer: Any) -> None:
     """Is a function of the same arguments what the specification says, on random arrays of several shapes?
 
     Raises a hint that names the first thing that is wrong, and ValueError for a number that no puzzle has.
     """
-    spec = _puzzle(number)
+    _agrees(answer, number, _puzzle(number))
+
+
+@checker
+def _agrees(answer: Any, number: int, spec: Callable[..., Any]) -> None:
     names = list(inspect.signature(spec).parameters)
     if unanswered(answer, f"a function ({', '.join(names)}) for: {(spec.__doc__ or '').splitlines()[0]}"):
         return
+    assert callable(answer), f"a puzzle is answered by a function ({', '.join(names)}), got {shown(answer)}"
     for seed in SEEDS:
         given = drawn(names, np.random.default_rng(seed))
         wanted, got = np.asarray(spec(**given)), np.asarray(answer(*given.values()))

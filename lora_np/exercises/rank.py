@@ -26,7 +26,7 @@ from ..paper.intervals import STUDENT, Interval
 from ..parameters import count
 from ..tokenizers import ByteTokenizer
 from ..training import fit, model_loss
-from . import checker, unanswered
+from . import checker, shown, unanswered
 
 # What the notebook calls each placement, and what LoraConfig calls it.
 PLACEMENTS: dict[str, str | tuple[str, ...]] = {
@@ -121,7 +121,7 @@ def check_largest_rank(answer: Any, shape: TransformerConfig, targets: str, budg
     task = f"the largest rank at which LoRA on {targets} of {shape_name(shape)} trains at most {budget:,} numbers"
     if unanswered(answer, task):
         return
-    assert isinstance(answer, int | np.integer), f"a rank is a whole number, got {answer!r}"
+    assert isinstance(answer, int | np.integer), f"a rank is a whole number, got {shown(answer)}"
     assert answer >= 1, f"a rank is at least 1, got {answer}"
     one = lora_count(shape, 1, targets)
     got = int(answer) * one
@@ -152,7 +152,7 @@ def check_optimizer_bytes(answer: Any, shape: TransformerConfig, rank: int, targ
     }
     if answer != right and answer in hints:
         raise AssertionError(f"{answer:,} is not it: {hints[answer]}")
-    assert answer == right, f"got {answer!r}: count the trained numbers first (`lora_count`), then their moments"
+    assert answer == right, f"got {shown(answer)}: count the trained numbers first (`lora_count`), then their moments"
     print(f"Right: {right:,} bytes, where full fine-tuning keeps {optimizer_bytes(every):,}.")
 
 
@@ -163,7 +163,7 @@ def check_paired_interval(answer: Any, first: Sequence[float], second: Sequence[
     if unanswered(answer, task):
         return
     is_pair = isinstance(answer, tuple | list) and len(answer) == 2
-    assert is_pair, f"the answer is a pair (mean, half width), got {answer!r}"
+    assert is_pair, f"the answer is a pair (mean, half width), got {shown(answer)}"
     differences = [float(a - b) for a, b in zip(first, second, strict=True)]
     n, right = len(differences), Interval.of(differences)
     mean, half_width = map(float, answer)

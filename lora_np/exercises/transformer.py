@@ -12,7 +12,7 @@ from ..config import TransformerConfig, shape_name
 from ..costs import adapter_bytes, lora_count, parameter_count
 from ..engine.arrays import Array
 from ..textbook import softmax
-from . import checker, unanswered
+from . import checker, shown, unanswered
 
 CLOSE = 1e-5  # of a probability: float32 is enough
 
@@ -117,7 +117,7 @@ def _short(row: Array) -> str:
 
 
 def _check_number(answer: Any, right: int, hints: dict[Any, str], advice: str) -> None:
-    assert isinstance(answer, int | float | np.number), f"the answer is a number, got {answer!r}"
+    assert isinstance(answer, int | float | np.number), f"the answer is a number, got {shown(answer)}"
     if answer == right:
         return
     for wrong, hint in hints.items():

@@ -26,7 +26,7 @@ ALIGNED = 8  # bytes: the numbers begin at a multiple
 
 
 def write_tensors(
-    folder: Path,
+    folder: str | Path,
     layout: Layout,
     blocks: Blocks,
     *,
@@ -45,9 +45,9 @@ def write_tensors(
     """
     groups = _shards(layout, shard)
     names = _names(stem, len(groups))
-    finals = [folder / name for name in names]
+    finals = [Path(folder) / name for name in names]
     if len(groups) > 1:
-        finals.append(folder / f"{stem}.safetensors.index.json")
+        finals.append(Path(folder) / f"{stem}.safetensors.index.json")
     for path in finals:
         if path.exists():
             raise FileExistsError(f"{path} exists: write into an empty folder")

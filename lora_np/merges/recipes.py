@@ -140,7 +140,7 @@ def who_wrote(shares: Mapping[str, float]) -> str:
 
 
 def merge_files(
-    adapter: Adapter, base: Mapping[str, Tensor], folder: Path, recipe: Recipe, out: Path, *,
+    adapter: Adapter, base: Mapping[str, Tensor], folder: str | Path, recipe: Recipe, out: str | Path, *,
     shard: int = SHARD, dtype: str | None = None,
 ) -> int:  # fmt: skip
     """Write the merged model of a folder into the new folder `out`, streamed; give back how many tensors changed.
@@ -156,7 +156,7 @@ def merge_files(
     layout = {name: (CODES[_type(name, adapter, base, recipe)], shape) for name, shape in shapes.items()}
     with unmarked_folder(out) as partial:
         write_tensors(partial, layout, lambda name: _blocks(name, adapter, base, recipe), shard=shard)
-        for file in {file for pattern in BESIDE for file in folder.glob(pattern) if file.is_file()}:
+        for file in {file for pattern in BESIDE for file in Path(folder).glob(pattern) if file.is_file()}:
             shutil.copyfile(file, partial / file.name)
         if recipe.file is not None and (partial / "config.json").exists():
             _say_type(partial / "config.json", recipe.file)

@@ -32,7 +32,7 @@ from ..engine.arrays import Array, array_module, normal
 from ..method import Method, whole
 from ..model import LayerNorm, Linear, place_of
 from ..operations import gelu, kronecker, linear
-from ..parameters import Arrays, parameters, walk, with_modules
+from ..parameters import Arrays, outline, parameters, walk, with_modules
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,8 @@ class Bottleneck:
     down: Any
     up: Any
     norm: LayerNorm | None = None
+
+    __repr__ = outline
 
     def __call__(self, y: Array) -> Array:
         return y + self.up(gelu(self.down(y if self.norm is None else self.norm(y))))
@@ -53,6 +55,8 @@ class Followed:
 
     base: Any
     adapter: Bottleneck
+
+    __repr__ = outline
 
     def __call__(self, x: Array, *reading: Any) -> Array:
         return self.adapter(self.base(x, *reading))
@@ -66,6 +70,8 @@ class KroneckerLinear:
     S: Array
     T: Array
     b: Array
+
+    __repr__ = outline
 
     def __call__(self, x: Array) -> Array:
         return linear(x, kronecker(self.A, self.S, self.T), self.b)

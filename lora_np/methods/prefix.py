@@ -30,7 +30,7 @@ from ..engine.arrays import Array, array_module, blank, is_blank
 from ..method import Method, whole
 from ..model import Attention, Block, Embedding, Reading, place_of
 from ..operations import prepended, replaced_rows
-from ..parameters import Arrays, parameters, with_modules
+from ..parameters import Arrays, outline, parameters, with_modules
 from .lora import LoraConfig
 
 
@@ -40,6 +40,8 @@ class SpecialEmbedding:
 
     base: Embedding
     special: Array
+
+    __repr__ = outline
 
     def __call__(self, tokens: Array) -> Array:
         return replaced_rows(_words(self.base, tokens), self.special, tokens, self.base.words)
@@ -60,6 +62,8 @@ class Admitting:
     base: Embedding
     count: int
 
+    __repr__ = outline
+
     def __call__(self, tokens: Array) -> Array:
         return _words(self.base, tokens)
 
@@ -79,6 +83,8 @@ class SpecialBlock:
     special: Array
     words: int
 
+    __repr__ = outline
+
     def __call__(self, h: Array, reading: Reading) -> Array:
         return self.base(replaced_rows(h, self.special, reading.tokens, self.words), reading)
 
@@ -90,6 +96,8 @@ class PrefixedAttention:
     base: Attention
     keys: Array
     values: Array
+
+    __repr__ = outline
 
     def __call__(self, x: Array, reading: Reading) -> Array:
         k, v = self.base.keys_and_values(x, reading)

@@ -24,7 +24,7 @@ from ..lora import LoraLinear, adapters
 from ..method import positive, whole
 from ..model import Linear
 from ..operations import dora_linear, lora_linear, scaled_rows
-from ..parameters import Arrays, parameters, with_modules
+from ..parameters import Arrays, outline, parameters, with_modules
 from ..wrappers import Expected, wrappers
 from .lora import BIASES, LoraConfig
 
@@ -41,6 +41,8 @@ class DoraLinear:
     B: Array
     m: Array
     scaling: float
+
+    __repr__ = outline
 
     def __call__(self, x: Array) -> Array:
         return dora_linear(x, self.base.W, self.base.b, self.A, self.B, self.m, self.scaling)
@@ -100,6 +102,8 @@ class VeraLinear:
     B: Array
     scale_d: Array
     scale_b: Array
+
+    __repr__ = outline
 
     def __call__(self, x: Array) -> Array:
         A, B = scaled_rows(self.A, self.scale_d), scaled_rows(self.B, self.scale_b)
@@ -171,6 +175,8 @@ class PissaLinear:
     A0: Array
     B0: Array
     scaling: float
+
+    __repr__ = outline
 
     def __call__(self, x: Array) -> Array:
         return lora_linear(x, self.residual, self.base.b, self.A, self.B, self.scaling, None)

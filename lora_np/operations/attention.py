@@ -43,11 +43,14 @@ beside the keys and the values, $[a, -c]\cdot[b, 1] = a\cdot b - c$.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any
 
-from ..engine.arrays import Array, array_module, on_device
+import numpy as np
+
+from ..engine.arrays import Array, array_module, largest, on_device
 from ..engine.differentiation import operation
 from ..engine.threads import each
 
@@ -89,7 +92,7 @@ def attention_forward(
         for i, j in _blocks(Q, K, causal):
             p = _folded(queries, i) @ keys_T[..., j]  # (S1)
             _hide(p, shared, later, None if mask is None else mask[at[0], j])
-            top = p.max(axis=-1, keepdims=True)
+            top = largest(p)
             if mask is not None:
                 top = xp.where(top > -math.inf, top, xp.zeros_like(top))
             p -= top
@@ -131,20 +134,29 @@ def attention_backward(saved: Any, dy: Array, wanted: tuple[str, ...]) -> list[A
             p = query @ keys_T[..., j]
             _hide(p, shared, later, None if mask is None else mask[at[0], j])
             xp.exp(p, out=p)  # (S2)
-            dv_part = p.swapaxes(-1, -2) @ grad[..., :-1]  # (S5)
+            last = i.stop == q.shape[1]
+            if "v" in wanted:
+                _add(dV[at], j, p.swapaxes(-1, -2) @ grad[..., :-1], last)  # (S5)
+            if wanted == ("v",):
+                continue
             ds = grad @ values_T[..., j]  # (S4)
             ds *= p  # (S6)
-            dQ[at][..., i, :] = _unfolded((ds @ keys[:, :, j]) * scale, shared)  # (S7)
-            dk_part = ds.swapaxes(-1, -2) @ query[..., :-1]  # (S8)
-            if i.stop == q.shape[1]:
-                dV[at], dK[at] = dv_part, dk_part
-            else:
-                dV[at][:, :, j] += dv_part
-                dK[at][:, :, j] += dk_part
+            if "q" in wanted:
+                dQ[at][..., i, :] = _unfolded((ds @ keys[:, :, j]) * scale, shared)  # (S7)
+            if "k" in wanted:
+                _add(dK[at], j, ds.swapaxes(-1, -2) @ query[..., :-1], last)  # (S8)
 
     each(group, _groups(Q, K))
     gradient = {"q": dq, "k": dk, "v": dv}
     return [gradient[name] for name in wanted]
+
+
+def _add(total: Array, keys: slice, part: Array, first: bool) -> None:
+    """Add the part of one block of queries to the sums of these keys; the first part takes the place of nothing."""
+    if first:
+        total[...] = part
+    else:
+        total[:, :, keys] += part
 
 
 def _shared(q: Array, k: Array, heads: int) -> int:
@@ -210,9 +222,22 @@ def _blocks(Q: Array, K: Array, causal: bool) -> list[tuple[slice, slice]]:
 
 def _later(Q: Array, causal: bool) -> Array | None:
     """−∞ above the diagonal, for the square at the end of a block of scores; None where nothing is hidden."""
-    xp, queries = array_module(Q), Q.shape[3]
-    n = queries if on_device(Q) else min(QUERIES, queries)
-    return xp.triu(xp.full((n, n), -math.inf, dtype=Q.dtype), 1) if causal and queries > 1 else None
+    queries = Q.shape[3]
+    if not causal or queries == 1:
+        return None
+    return _above(queries, Q.dtype, array_module(Q)) if on_device(Q) else _above_here(min(QUERIES, queries), Q.dtype)
+
+
+def _above(n: int, dtype: Any, xp: Any) -> Array:
+    return xp.triu(xp.full((n, n), -math.inf, dtype=dtype), 1)
+
+
+@functools.lru_cache(maxsize=2 * QUERIES)
+def _above_here(n: int, dtype: Any) -> Array:
+    """The same square for every call of a step: making it took as long as adding it."""
+    square = _above(n, dtype, np)
+    square.flags.writeable = False
+    return square
 
 
 def _hide(p: Array, shared: int, later: Array | None, mask: Array | None) -> None:

@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from ..engine.arrays import Array, array_module, row_blocks, rows
+from ..engine.arrays import Array, array_module, largest, row_blocks, rows
 from ..engine.differentiation import operation
 from ..engine.threads import each
 
@@ -83,7 +83,7 @@ def _summed(H: Array, W: Array, wants_mean: bool) -> tuple[Array, Any]:
     for v in _words(H, W):
         words = W[v]
         z = H @ words.T
-        higher = xp.maximum(top, z.max(axis=-1, keepdims=True))
+        higher = xp.maximum(top, largest(z))
         shrink = xp.exp(top - higher)
         z -= higher
         xp.exp(z, out=z)

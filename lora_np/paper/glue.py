@@ -21,8 +21,7 @@ from typing import Any
 
 from ..adaptation import adapt_to_file
 from ..data import DataConfig
-from ..disk.reading import read_json
-from ..disk.writing import write_atomically, write_json
+from ..disk.writing import write_atomically
 from ..files import digest, load_model
 from ..method import whole
 from ..methods import BESIDE_HEAD, method_named
@@ -30,6 +29,7 @@ from ..names import nearest_first
 from ..optimization import TrainingConfig
 from ..vocabularies import tokenizer_of
 from .intervals import STUDENT, Interval
+from .keeping import made_once
 
 TABLE = "glue.md"
 METRICS = {"sst2": "accuracy", "cola": "matthews", "rte": "accuracy"}
@@ -109,11 +109,9 @@ def cells(
     def cell(task: str, name: str, seed: int) -> Cell:
         kept = out / f"{task}-{name}-{seed}.json"
         about = {**of, "run": plan.command(task, name, seed)}
-        if kept.exists():
-            found = read_json(kept)
-            if any(found.get(key) != value for key, value in about.items() if key != "seeds"):
-                raise ValueError(f"{kept} is of other settings than asked for now: choose another --out")
-            return Cell(**found["cell"])
+        return Cell(**made_once(kept, about, lambda: asdict(made(task, name, seed)), loose=("seeds",)))
+
+    def made(task: str, name: str, seed: int) -> Cell:
         settings, rate = METHODS[name]
         method = method_named(name, settings, BESIDE_HEAD)
         with tempfile.TemporaryDirectory() as folder:
@@ -124,10 +122,8 @@ def cells(
                 task="classify",
             )
         assert result.judged is not None
-        made = Cell(task, name, seed, result.trained, result.before, **asdict(result.judged))
-        write_json(kept, {**about, "cell": asdict(made)})
         say(f"{task}, {name}, seed {seed}: {result.judged}")
-        return made
+        return Cell(task, name, seed, result.trained, result.before, **asdict(result.judged))
 
     return [cell(task, name, seed) for seed in range(plan.seeds) for task in tasks for name in methods]
 

@@ -235,7 +235,9 @@ class _Work:
         kept = self._kept("gradients")
         if kept is None:
             seed, watch, device = self.config.seed, self.watch, self.config.device
-            checked = gradients.gradcheck(seed, lambda cases: watch(cases, "gradients", len(cases), 0, None), device)
+            checked = gradients.gradcheck(
+                seed=seed, watch=lambda cases: watch(cases, "gradients", len(cases), 0, None), device=device
+            )
             self._keep("gradients", asdict(checked))
         else:
             rows = (gradients.Row(**{**row, "shape": tuple(row["shape"])}) for row in kept["rows"])

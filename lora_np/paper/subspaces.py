@@ -99,6 +99,25 @@ def similarity(first: Array, second: Array) -> Similarity:
     return Similarity(np.minimum(shared / least, 1.0), U.shape[0])
 
 
+def principal_angles(first: Array, second: Array) -> Array:
+    r"""The angles between two subspaces in radians, the smallest first, as many as the smaller one has dimensions.
+
+    $$\cos\theta_k = \sigma_k(U^T V),\qquad \sin\theta_k = \sigma_{p+1-k}(V - U U^T V),\qquad
+      \varphi = \frac1p \sum_{k \le p} \cos^2\theta_k \tag{S9}$$
+
+    Cosines near 1 do not tell small angles apart, so those below 45° are taken from their sines.
+    Raises ValueError as `similarity` does.
+
+    Source: Björck and Golub 1973, Mathematics of Computation 27 (123), section 3.
+    """
+    similarity(first, second)
+    U, V = sorted((float64(columns) for columns in (first, second)), key=lambda columns: -columns.shape[1])
+    shared = U.T @ V
+    cosines = np.minimum(np.linalg.svd(shared, compute_uv=False), 1.0)
+    sines = np.minimum(np.linalg.svd(V - U @ shared, compute_uv=False)[::-1], 1.0)
+    return np.where(cosines**2 >= 0.5, np.arcsin(sines), np.arccos(cosines))
+
+
 def of_factors(first: Array, second: Array) -> Similarity:
     r"""φ of two A, (r, d) and (r', d), by their right singular vectors: figures 3, 4, 6 and 7 of the paper.
 

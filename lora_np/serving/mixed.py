@@ -25,7 +25,7 @@ from ..engine.arrays import Array, array_module
 from ..model import Linear, Transformer
 from ..operations import gathered_linear, linear
 from ..operations.gathered import Which, runs_of
-from ..parameters import walk, with_modules
+from ..parameters import outline, walk, with_modules
 from .adapter import Adapter, Factors, adapted_maps
 
 FORMS = ("mask", "gather")
@@ -55,6 +55,8 @@ class Mixed:
     ranks: tuple[int, ...]
     scalings: tuple[float, ...]
     form: str | None = None
+
+    __repr__ = outline
 
     def __call__(self, x: Array) -> Array:
         if len(x) != len(self.which):

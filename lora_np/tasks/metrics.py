@@ -93,7 +93,7 @@ def bleu(examples: Sequence[Example], texts: Sequence[str]) -> float:
     references = [references_of(example) for example in examples]
     most = max(map(len, references))
     streams: list[Any] = [[found[i] if i < len(found) else None for found in references] for i in range(most)]
-    return float(sacrebleu.corpus_bleu([text.strip() for text in texts], streams).score)
+    return float(sacrebleu.corpus_bleu([text.strip() for text in texts], streams, force=True).score)  # may be in tokens
 
 
 def references_of(example: Example) -> tuple[str, ...]:
