@@ -61,8 +61,11 @@ def _block(block: str) -> str:
         return f"```pycon\n{inspect.cleandoc(block)}\n```"
     if all(line.startswith("    ") for line in lines):
         code = "\n".join(line[4:] for line in lines)
-        opened = "python" if _is_python(code) else "{code-block} text\n:class: shapes\n"
-        return f"```{opened}\n{code}\n```"
+        if _is_python(code):
+            return f"```python\n{code}\n```"
+        # On a narrow page the lines break between the columns, and nowhere else.
+        whole = re.sub(r"(?<=\S) (?=\S)", "\N{NO-BREAK SPACE}", code)
+        return f"```{{code-block}} text\n:class: shapes\n\n{whole}\n```"
     if _in_columns(lines):
         return "```text\n" + "\n".join(lines) + "\n```"
     return "\n".join(lines)
