@@ -29,7 +29,7 @@ class Derivations:
     """Which page derives the equation of a tag: the page itself, or else the one page that does."""
 
     def __init__(self, root: Path, pages: list[str]) -> None:
-        self.tags = {page: list(equations(_doc(root / f"{page}.py"))) for page in pages}
+        self.tags = {page: list(_equations((root / f"{page}.py").read_text(encoding="utf-8"))) for page in pages}
 
     def page_of(self, tag: str, here: str) -> str:
         """The docname of that page; "" where there is none, or more than one."""
@@ -39,8 +39,13 @@ class Derivations:
         return pages[0] if len(pages) == 1 else ""
 
 
-def _doc(path: Path) -> str:
-    return parts_of(path.read_text(encoding="utf-8"))[0]
+def _equations(source: str) -> dict[str, str]:
+    """The equations of a file by tag: those of what opens it, and then those of its definitions."""
+    doc, parts = parts_of(source)
+    found = equations(doc)
+    for part in parts:
+        found = {**equations(part.doc), **found}
+    return found
 
 
 class Tagged(nodes.Inline, nodes.TextElement):
@@ -60,7 +65,7 @@ class Annotated(Parser):  # type: ignore[misc]
 def page_of(source: str, page: str, derivations: Derivations) -> str:
     """The Markdown of a page."""
     doc, parts = parts_of(source)
-    placed = equations(doc)
+    placed = _equations(source)
 
     def link(tag: str) -> str:
         return f"{{tag}}`{tag}`" if derivations.page_of(tag, page) else ""
@@ -87,8 +92,9 @@ def _label(page: str, name: str = "") -> str:
 
 def _part(part: Part, page: str, derivations: Derivations, placed: dict[str, str], link: Any) -> str:
     title = f"({_label(page, part.name)})=\n## `{part.name}`" if part.name else "## Constants"
-    said = [markdown(part.doc, link)] if part.doc else []
-    said += [f"$$\n{placed[tag]} \\tag{{{tag}}}\n$$" for tag in part.tags() if tag in placed]
+    own = equations(part.doc)
+    said = [markdown(part.doc, link, {tag: own[tag] for tag in own if placed[tag] == own[tag]})] if part.doc else []
+    said += [f"$$\n{placed[tag]} \\tag{{{tag}}}\n$$" for tag in part.tags() if tag in placed and tag not in own]
     beside = ":::::{container} said\n" + "\n\n".join(said) + "\n:::::" if said else ""
     return f"{title}\n\n{beside}\n\n:::::{{lines}} {part.first}\n{part.code}\n:::::"
 
