@@ -160,7 +160,8 @@ def certify(adapted: Transformer, merged: Transformer, tokens: Array) -> Certifi
     Raises ValueError when the merged model carries a wrapper, or has other arrays than the adapted one merges to.
 
     >>> import numpy as np
-    >>> from lora_np import LoraConfig, TransformerConfig, adapt, initialize, certify, merge, parameters, with_parameters
+    >>> from lora_np import LoraConfig, TransformerConfig, adapt, certify
+    >>> from lora_np import initialize, merge, parameters, with_parameters
     >>> config = TransformerConfig(vocab=11, context=8, d_model=8, layers=2, heads=2)
     >>> base = initialize(config, np.random.default_rng(0))
     >>> model = adapt(base, LoraConfig(rank=2, targets="qv"), np.random.default_rng(1))

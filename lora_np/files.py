@@ -127,8 +127,8 @@ def load_model(
 
     W comes as (d_out, d_in), a token table as (vocab, d_model), whatever the file's own layout.
 
-    Raises ValueError for a folder that is not a model, or whose files are truncated or corrupted, FileNotFoundError where
-    there is none.
+    Raises ValueError for a folder that is not a model, or whose files are truncated or corrupted, FileNotFoundError
+    where there is none.
 
     >>> from lora_np import count, load_model
     >>> base = load_model()
@@ -195,7 +195,8 @@ def load_adapter(
 
     base_digest   digest(base), for who has it already: of a thousand adapters it is the same
 
-    A is (rank, d_in), B (d_out, rank). Raises ValueError as well for a file that is corrupted, or does not fit the method.
+    A is (rank, d_in), B (d_out, rank). Raises ValueError as well for a file that is corrupted, or does not fit the
+    method.
 
     >>> import tempfile
     >>> import numpy as np

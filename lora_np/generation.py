@@ -66,7 +66,7 @@ def generate(
     follows.
 
     >>> import numpy as np
-    >>> from lora_np import TransformerConfig, initialize, generate
+    >>> from lora_np import TransformerConfig, generate, initialize
     >>> config = TransformerConfig(vocab=11, context=8, d_model=8, layers=2, heads=2)
     >>> model = initialize(config, np.random.default_rng(0))
     >>> list(generate(model, np.array([1, 2, 3]), most=2)) == list(generate(model, np.array([1, 2, 3]), most=4))[:2]

@@ -303,15 +303,15 @@ def initialize(config: TransformerConfig, rng: np.random.Generator, dtype: npt.D
 
     Source: Radford et al. 2019, section 2.3, for the factor 1/√(2L) on the 2L maps that add to the stream.
 
-    A linear map has W (d_out, d_in) and b (d_out,), the token table (vocab, d_model). Raises nothing of its own: the sizes
-    were checked when `config` was made.
+    A linear map has W (d_out, d_in) and b (d_out,), the token table (vocab, d_model). Raises nothing of its own: the
+    sizes were checked when `config` was made.
 
     >>> import numpy as np
     >>> from lora_np import TransformerConfig, initialize, parameters
     >>> config = TransformerConfig(vocab=11, context=8, d_model=8, layers=2, heads=2)
     >>> model = initialize(config, np.random.default_rng(0))
-    >>> {path: array.shape for path, array in parameters(model, "blocks.0.mlp.*").items()}
-    {'blocks.0.mlp.up.W': (32, 8), 'blocks.0.mlp.up.b': (32,), 'blocks.0.mlp.down.W': (8, 32), 'blocks.0.mlp.down.b': (8,)}
+    >>> {path: array.shape for path, array in parameters(model, "blocks.0.mlp.up.*").items()}
+    {'blocks.0.mlp.up.W': (32, 8), 'blocks.0.mlp.up.b': (32,)}
     """
 
     def drawn(scale: float, *shape: int) -> Array:

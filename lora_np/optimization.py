@@ -89,7 +89,8 @@ class TrainingState:
 def start(trained: Arrays, config: TrainingConfig) -> TrainingState:
     """The state before the first step: moments m and v at zero (none for SGD).
 
-    Of every trained array (...) there are two moments (...). Raises nothing of its own: the settings were checked before.
+    Of every trained array (...) there are two moments (...). Raises nothing of its own: the settings were checked
+    before.
 
     >>> import numpy as np
     >>> from lora_np import TrainingConfig, start

@@ -22,8 +22,8 @@ Model = TypeVar("Model")
 def parameters(model: Any, *select: str) -> Arrays:
     r"""The arrays of `model` by dotted path, in the order of the fields; all of them, or those that `select` matches.
 
-    Beside W (d_out, d_in), LoRA's are A (rank, d_in) and B (d_out, rank). Raises ValueError, with the nearest real names,
-    when a pattern matches nothing.
+    Beside W (d_out, d_in), LoRA's are A (rank, d_in) and B (d_out, rank). Raises ValueError, with the nearest real
+    names, when a pattern matches nothing.
 
     >>> import numpy as np
     >>> from lora_np import LoraConfig, TransformerConfig, adapt, initialize, parameters
@@ -74,10 +74,11 @@ def with_modules(model: Model, modules: Mapping[str, Any]) -> Model:
 def count(model: Any, *select: str) -> int:
     """How many numbers the selected arrays of a model hold, all of them without a selection; or those of a dict.
 
-    An array (d_out, d_in) holds d_out · d_in. Raises ValueError, with the nearest real names, when a pattern matches nothing.
+    An array (d_out, d_in) holds d_out · d_in. Raises ValueError, with the nearest real names, when a pattern matches
+    nothing.
 
     >>> import numpy as np
-    >>> from lora_np import TransformerConfig, initialize, count
+    >>> from lora_np import TransformerConfig, count, initialize
     >>> config = TransformerConfig(vocab=11, context=8, d_model=8, layers=2, heads=2)
     >>> model = initialize(config, np.random.default_rng(0))
     >>> count(model, "blocks.0.attention.query.*"), count({"A": np.ones((2, 8))})

@@ -140,11 +140,12 @@ def pieces_of(config: TransformerConfig, tokens: int) -> int:
 def model_loss(model: Transformer, *, recompute: bool = False) -> ModelLoss:
     """The loss that `fit` lowers for a language model; with `recompute` it takes less memory and more time.
 
-    The loss is that of `language_model_loss`, of batches of tokens (batch, seq). Raises nothing until it is called, and then
-    what that raises.
+    The loss is that of `language_model_loss`, of batches of tokens (batch, seq). Raises nothing until it is called, and
+    then what that raises.
 
     >>> import numpy as np
-    >>> from lora_np import LoraConfig, TransformerConfig, adapt, initialize, model_loss, parameters, value_and_grad
+    >>> from lora_np import LoraConfig, TransformerConfig, adapt, initialize
+    >>> from lora_np import model_loss, parameters, value_and_grad
     >>> config = TransformerConfig(vocab=11, context=8, d_model=8, layers=2, heads=2)
     >>> base = initialize(config, np.random.default_rng(0))
     >>> model = adapt(base, LoraConfig(rank=2, targets="qv"), np.random.default_rng(1))
@@ -174,10 +175,12 @@ def fit(
     Raises NonFiniteError when a loss or gradient is not finite: on the host at once, on a device after the last step
     and after every record whose loss was read. Raises DeviceMemoryError where a device has no room.
 
-    Trained arrays, their moments and their gradients are dicts of the same shapes (...); a batch holds tokens (batch, seq).
+    Trained arrays, their moments and their gradients are dicts of the same shapes (...); a batch holds tokens
+    (batch, seq).
 
     >>> import numpy as np
-    >>> from lora_np import LoraConfig, TransformerConfig, adapt, initialize, TrainingConfig, fit, model_loss, parameters, start
+    >>> from lora_np import LoraConfig, TrainingConfig, TransformerConfig, adapt, fit
+    >>> from lora_np import initialize, model_loss, parameters, start
     >>> config = TransformerConfig(vocab=11, context=8, d_model=8, layers=2, heads=2)
     >>> base = initialize(config, np.random.default_rng(0))
     >>> model = adapt(base, LoraConfig(rank=2, targets="qv"), np.random.default_rng(1))
@@ -275,7 +278,7 @@ def evaluate(model: Transformer, batches: Iterable[Any], workers: int | None = N
     for batches of n trained tokens, tokens (batch, seq). Raises ValueError when there is no batch.
 
     >>> import numpy as np
-    >>> from lora_np import TransformerConfig, initialize, evaluate
+    >>> from lora_np import TransformerConfig, evaluate, initialize
     >>> config = TransformerConfig(vocab=11, context=8, d_model=8, layers=2, heads=2)
     >>> model = initialize(config, np.random.default_rng(0))
     >>> from lora_np.tasks.batches import epoch, Sequence

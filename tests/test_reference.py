@@ -4,6 +4,7 @@ import ast
 import doctest
 import inspect
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ def documented(name: str) -> str:
     if callable(value):
         return inspect.getdoc(value) or ""
     body = ast.parse((Path(lora_np.__file__).parent / CONSTANTS[name]).read_text(encoding="utf-8")).body
-    for node, after in zip(body, body[1:], strict=False):
+    for node, after in pairwise(body):
         assigned = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
         if name in (getattr(target, "id", None) for target in assigned):
             return inspect.cleandoc(after.value.value)  # type: ignore[attr-defined]

@@ -1,7 +1,7 @@
 r"""A file of Python as a page: what it says on the left, the code that does it on the right, tag for tag.
 
-The file itself is the source of the page: no copy, no stub. Its docstring comes first, whole; then every definition, its
-docstring and the equations whose tags it bears beside its lines. A tag in a comment leads to its equation.
+The file itself is the source of the page: no copy, no stub. Its docstring comes first, whole; then every definition,
+its docstring and the equations whose tags it bears beside its lines. A tag in a comment leads to its equation.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from docutils import nodes
-from docutils.parsers.rst import directives
 from myst_parser.parsers.sphinx_ import MystParser
 from sphinx.application import Sphinx
 from sphinx.parsers import Parser
@@ -30,7 +29,7 @@ class Derivations:
     """Which page derives the equation of a tag: the page itself, or else the one page that does."""
 
     def __init__(self, root: Path, pages: list[str]) -> None:
-        self.tags = {page: list(equations(_doc(root / f"{page}.py"))) for page in pages}
+        self.tags = {page: list(_equations((root / f"{page}.py").read_text(encoding="utf-8"))) for page in pages}
 
     def page_of(self, tag: str, here: str) -> str:
         """The docname of that page; "" where there is none, or more than one."""
@@ -40,8 +39,13 @@ class Derivations:
         return pages[0] if len(pages) == 1 else ""
 
 
-def _doc(path: Path) -> str:
-    return parts_of(path.read_text(encoding="utf-8"))[0]
+def _equations(source: str) -> dict[str, str]:
+    """The equations of a file by tag: those of what opens it, and then those of its definitions."""
+    doc, parts = parts_of(source)
+    found = equations(doc)
+    for part in parts:
+        found = {**equations(part.doc), **found}
+    return found
 
 
 class Tagged(nodes.Inline, nodes.TextElement):
@@ -61,7 +65,7 @@ class Annotated(Parser):  # type: ignore[misc]
 def page_of(source: str, page: str, derivations: Derivations) -> str:
     """The Markdown of a page."""
     doc, parts = parts_of(source)
-    placed = equations(doc)
+    placed = _equations(source)
 
     def link(tag: str) -> str:
         return f"{{tag}}`{tag}`" if derivations.page_of(tag, page) else ""
@@ -70,7 +74,7 @@ def page_of(source: str, page: str, derivations: Derivations) -> str:
     path = Path(f"{page}.py")
     name = path.parent.name if path.stem == "__init__" else path.stem
     text = [
-        f"---\nhide-toc: true\n---\n",
+        "---\nhide-toc: true\n---\n",
         f"({_label(page)})=\n# {TITLES.get(name, name.replace('_', ' ').capitalize())}\n",
         f"`{path}`\n",
         markdown(f"{title}\n\n{rest}", link, placed),
@@ -88,8 +92,9 @@ def _label(page: str, name: str = "") -> str:
 
 def _part(part: Part, page: str, derivations: Derivations, placed: dict[str, str], link: Any) -> str:
     title = f"({_label(page, part.name)})=\n## `{part.name}`" if part.name else "## Constants"
-    said = [markdown(part.doc, link)] if part.doc else []
-    said += [f"$$\n{placed[tag]} \\tag{{{tag}}}\n$$" for tag in part.tags() if tag in placed]
+    own = equations(part.doc)
+    said = [markdown(part.doc, link, {tag: own[tag] for tag in own if placed[tag] == own[tag]})] if part.doc else []
+    said += [f"$$\n{placed[tag]} \\tag{{{tag}}}\n$$" for tag in part.tags() if tag in placed and tag not in own]
     beside = ":::::{container} said\n" + "\n\n".join(said) + "\n:::::" if said else ""
     return f"{title}\n\n{beside}\n\n:::::{{lines}} {part.first}\n{part.code}\n:::::"
 
@@ -99,27 +104,24 @@ class Lines(SphinxDirective):
 
     has_content = True
     required_arguments = 1
-    option_spec = {"class": directives.class_option}
 
     def run(self) -> list[nodes.Node]:
-        node = CodeLines(text="\n".join(self.content), page=self.env.docname)
-        return [node]
+        return [CodeLines(text="\n".join(self.content))]
 
 
 class CodeLines(nodes.General, nodes.Element):
     """The code of one part; `text` is it."""
 
 
-def tag_role(name: str, rawtext: str, text: str, lineno: int, inliner: Any, options: Any = None, content: Any = ()) -> Any:
-    """A tag in prose: becomes a link to its equation."""
-    return [TagLink(text=text)], []
+def tag_role(name: str, raw: str, text: str, *_: Any) -> Any:
+    """A tag in prose, and the page of its equation if that is another: becomes a link to it."""
+    tag, _, page = text.partition(" ")
+    return [TagLink(text=tag, page=page)], []
 
 
-def tagged_role(
-    name: str, rawtext: str, text: str, lineno: int, inliner: Any, options: Any = None, content: Any = ()
-) -> Any:
+def tagged_role(name: str, raw: str, text: str, *_: Any) -> Any:
     """A tag that stands behind its equation, within a line."""
-    return [Tagged(rawtext, text, ids=[anchor(text)])], []
+    return [Tagged(raw, text, ids=[anchor(text)])], []
 
 
 class TagLink(nodes.Inline, nodes.Element):
@@ -132,7 +134,7 @@ def anchor(tag: str) -> str:
 
 
 def visit_tag_link(self: Any, node: TagLink) -> None:
-    self.body.append(_link(node["text"], self))
+    self.body.append(_link(node["text"], self, node["page"]))
     raise nodes.SkipNode
 
 
@@ -152,9 +154,9 @@ def visit_lines(self: Any, node: CodeLines) -> None:
     raise nodes.SkipNode
 
 
-def _link(tag: str, translator: Any) -> str:
+def _link(tag: str, translator: Any, where: str = "") -> str:
     here, builder = translator.builder.current_docname, translator.builder
-    page = builder.env.lora_derivations.page_of(tag, here)
+    page = builder.env.lora_derivations.page_of(tag, where or here)
     if not page:
         return tag
     address = "" if page == here else builder.get_relative_uri(here, page)

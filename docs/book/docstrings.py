@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 DISPLAY = re.compile(r"\$\$(.+?)\$\$", re.DOTALL)
 TAG = r"[A-Z]\d+[a-z]?"
 TAGGED = re.compile(rf"\\tag\{{({TAG})\}}")
-# An equation within a line that bears a tag: $y = x$ (A4). Not one that is followed by the tag of another: see `defined`.
+# An equation within a line that bears a tag: $y = x$ (A4).
 INLINE = re.compile(rf"(?<!\$)\$([^$\n]+(?:\n[^$\n]+)?)\$ \(({TAG})\)")
 PROTECTED = re.compile(r"(```.*?```|`[^`]+`|(?<!\$)\$[^$]+\$(?!\$)|\$\$.*?\$\$)", re.DOTALL)
 COLUMNS = re.compile(r"\S {2,}\S")
@@ -61,7 +61,11 @@ def _block(block: str) -> str:
         return f"```pycon\n{inspect.cleandoc(block)}\n```"
     if all(line.startswith("    ") for line in lines):
         code = "\n".join(line[4:] for line in lines)
-        return f"```python\n{code}\n```" if _is_python(code) else f"```{{code-block}} text\n:class: shapes\n\n{code}\n```"
+        if _is_python(code):
+            return f"```python\n{code}\n```"
+        # On a narrow page the lines break between the columns, and nowhere else.
+        whole = re.sub(r"(?<=\S) (?=\S)", "\N{NO-BREAK SPACE}", code)
+        return f"```{{code-block}} text\n:class: shapes\n\n{whole}\n```"
     if _in_columns(lines):
         return "```text\n" + "\n".join(lines) + "\n```"
     return "\n".join(lines)

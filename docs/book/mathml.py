@@ -22,7 +22,6 @@ from sphinx.application import Sphinx
 
 from .docstrings import pieces
 
-
 FONT = "STIXTwoMath-Regular.ttf"
 
 # What these texts use, as something that is read as TeX reads it, and shown with the space that TeX gives it.
@@ -33,7 +32,12 @@ SAID_AS = (
     (r"\\mathrel\{([^{}]*)\}=", r"\\;\\text{\1=}\\;"),
 )
 LETTER = re.compile(r"\\(mathbf|mathbb|mathcal)\s*(?:\{(\w)\}|(\w))")  # browsers know these by their code alone
-BAR = re.compile(r"<mo([^>]*)>(&#x0007C;|&#x02016;|&#x02225;)</mo>")
+# Bars and slashes stand close, ∂ is no operator, and a minus at the beginning belongs to what follows.
+SPACE = (
+    (r"<mo([^>]*)>(&#x0007C;|&#x02016;|&#x02225;|&#x0002F;)</mo>", r'<mo\1 lspace="0" rspace="0">\2</mo>'),
+    (r"<m[io]>(&#x02202;)</m[io]>", r"<mi>\1</mi>"),
+    (r"((?:&#x(?:00028|0005B|0003D|0002C);)</mo>|<mrow>)<mo>(&#x02212;)</mo>", r'\1<mo form="prefix">\2</mo>'),
+)
 
 
 def mathml(latex: str, *, display: bool) -> str:
@@ -47,11 +51,13 @@ def mathml(latex: str, *, display: bool) -> str:
         raise ValueError(f"{type(error).__name__}: {error}") from error
     if unknown := re.search(r"\\[a-zA-Z]+", made):  # what the converter does not know it leaves as it is
         raise ValueError(f"unknown command {unknown[0]}")
-    return BAR.sub(r'<mo\1 lspace="0" rspace="0">\2</mo>', made)
+    for pattern, other in SPACE:
+        made = re.sub(pattern, other, made)
+    return made
 
 
 def in_parts(latex: str) -> list[str]:
-    r"""What stands between the `\qquad` of an equation, where none is inside a group: parts that a line may break at."""
+    r"""What stands between the `\qquad` of an equation outside of its groups: a line may break there."""
     found, depth = [""], 0
     for token in re.findall(r"\\(?:[a-zA-Z]+|.)|.", latex, re.DOTALL):
         depth += (token in ("{", r"\left", r"\begin")) - (token in ("}", r"\right", r"\end"))

@@ -60,7 +60,7 @@ def adapt(model: Any, method: Method, rng: np.random.Generator | None) -> Any:
     The shapes are the method's: LoRA puts A (rank, d_in) and B (d_out, rank) beside W (d_out, d_in).
 
     >>> import numpy as np
-    >>> from lora_np import LoraConfig, TransformerConfig, adapt, initialize, count
+    >>> from lora_np import LoraConfig, TransformerConfig, adapt, count, initialize
     >>> config = TransformerConfig(vocab=11, context=8, d_model=8, layers=2, heads=2)
     >>> base = initialize(config, np.random.default_rng(0))
     >>> model = adapt(base, LoraConfig(rank=2, targets="qv"), np.random.default_rng(1))
