@@ -26,6 +26,7 @@ from ..files import read_arrays
 from ..formats.adapters import read_adapter
 from ..formats.examining import examined
 from ..formats.factors import pair_of
+from ..formats.folders import is_foreign
 from ..formats.huggingface import open_weights
 from ..formats.tensors import Tensors
 from ..formats.updates import Adapter, LowRank, Update, in_type
@@ -35,7 +36,7 @@ from ..methods.variants import DoRA, VeRA
 from ..names import called_here, per_path
 from ..paper.subspaces import Thin, principal_angles, similarity, update_directions
 from ..paper.updates import correlation
-from .changing import about_of, read_leaves
+from .changing import read_leaves
 
 Pair = tuple[Array, Array]  # s·B (d_out, r) and A (r, d_in), in float64
 
@@ -146,7 +147,10 @@ def _directions(name: str, B: Array, A: Array) -> Thin | None:
     """The singular vectors and values of BA; None where it is zero."""
     if not (np.isfinite(A).all() and np.isfinite(B).all()):
         raise ValueError(f"{name} holds a number that is not finite: the adapter is broken")
-    return update_directions(B, A) if A.any() and B.any() and (B @ A[:, A.any(axis=0)]).any() else None
+    try:
+        return update_directions(B, A)
+    except ValueError:  # there is no direction in what is zero
+        return None
 
 
 def _side(first: Array, second: Array) -> Side:
@@ -165,9 +169,10 @@ def read_maps(path: str | Path, base: str | Path | None = None, alpha: float | N
     """
     path, base = Path(path), None if base is None else Path(base)
     if (path / "adapter.json").exists():
-        return _own(path) if base is None or not _foreign(base) else _by_their_names(path, base, "lora_np")
-    tensors, about = (None, None) if base is None else _weights(base)
-    adapter = read_adapter(path, None if _is_gguf(path) else tensors, about, alpha=alpha)
+        return _own(path) if base is None else _by_their_names(path, base, "lora_np")
+    known = base is not None and is_foreign(base) and not _is_gguf(path)
+    tensors, about = _weights(base) if known and base is not None else (None, None)
+    adapter = read_adapter(path, tensors, about, alpha=alpha)
     if adapter.format == "gguf" and base is not None:
         return _by_their_names(path, base, "gguf")
     adapter.checked("tied_head")
@@ -269,10 +274,6 @@ def _by_their_names(path: Path, base: Path, kind: str) -> Maps:
 
 def _is_gguf(path: Path) -> bool:
     return path.suffix == ".gguf" or (path.is_dir() and any(path.glob("*.gguf")) and not any(path.glob("*.json")))
-
-
-def _foreign(base: Path) -> bool:
-    return base.is_file() or "model_type" in about_of(base)
 
 
 def _weights(base: Path) -> tuple[Tensors, Mapping[str, Any] | None]:

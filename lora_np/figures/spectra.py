@@ -35,7 +35,7 @@ def spectra(adapters: Mapping[str, Mapping[str, Sequence[float]]]) -> Any:
                 _panel(place, shown, i, label if place is places.flat[0] else None)
                 if len(shown) <= LABELLED:
                     _labels(place, shown, i, near)
-            place.set_title(kind, fontsize=9.5)
+            place.set_title(f"{kind}, by block" if any(map(_number, _of(adapters, kind))) else kind, fontsize=9.5)
         for place in list(places.flat)[len(kinds) :]:
             place.set_visible(False)
         for place in list(places.flat)[max(0, len(kinds) - columns) : len(kinds)]:
@@ -44,6 +44,10 @@ def spectra(adapters: Mapping[str, Mapping[str, Sequence[float]]]) -> Any:
         _axes(places)
         _legend(figure, columns=2)
     return figure
+
+
+def _of(adapters: Mapping[str, Mapping[str, Sequence[float]]], kind: str) -> list[str]:
+    return [name for maps in adapters.values() for name in maps if _kind(name) == kind]
 
 
 def _kind(name: str) -> str:
@@ -99,4 +103,4 @@ def _axes(places: Any) -> None:
         row[0].set_ylabel("singular value σ of ΔW\n(logarithmic)")
     first.xaxis.set_major_locator(MaxNLocator(integer=True))
     low, high = first.get_xlim()
-    first.set_xlim(min(low, 0.4), high + 0.4)
+    first.set_xlim(min(low, 0.4), high + 0.12 * (high - low))
