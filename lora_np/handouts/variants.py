@@ -110,7 +110,8 @@ def numbers(student: str, check: str) -> dict[str, str]:
     """What stands in a student's exercise in the place of what stands in the stored one; of most numbers, in each of
     the forms 3000000, 3,000,000 and 3_000_000."""
     found: dict[str, str] = {}
-    for old, new in VARIANTS.get(check, lambda _: {})(Draw(student, check)).items():
+    drawn = VARIANTS[check](Draw(student, check)) if check in VARIANTS else {}
+    for old, new in drawn.items():
         forms = ("{}", "{:,}", "{:_}") if isinstance(old, int) else ("{}",)
         for form in forms:
             found.setdefault(form.format(old), form.format(new))
