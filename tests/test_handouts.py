@@ -17,7 +17,7 @@ import nbformat
 import pytest
 
 from lora_np import handouts
-from lora_np.cli import code_of
+from lora_np.cli import code_of, measuring
 from lora_np.handouts.notebooks import code_cells
 from lora_np.handouts.variants import VARIANTS, in_place
 from lora_np.tutorials import copy_tutorials, progress_in
@@ -314,6 +314,14 @@ def test_each_of_a_class_is_handed_their_own(tmp_path: Path) -> None:
     assert 'mine("check_alpha"' in text(by_id(source)["check_alpha"])
     assert text(by_id(ben)["check_alpha"]) != text(by_id(anna)["check_alpha"])
     assert len(list(tmp_path.glob("source/*"))) == 1
+
+
+def test_a_course_is_written_without_nbgrader_and_the_extra_that_brings_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(measuring, "find_spec", lambda name: None)
+    assert code_of(["tutorials", str(tmp_path), "--nbgrader", "--only", "02"]) == 0
+    assert "pip install 'lora_np[teaching]'" in capsys.readouterr().out
 
 
 # figures for slides

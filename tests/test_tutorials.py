@@ -146,6 +146,12 @@ def test_a_figure_is_shown_as_a_png_as_wide_as_it_was_drawn() -> None:
     assert metadata["image/png"]["width"] == round(96 * 5.6)
 
 
+def test_without_ipython_the_extra_that_brings_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "IPython.display", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'lora_np\[tutorials\]'"):
+        show(learning_curves({"a": [(0, 1.0), (1, 0.5)]}))
+
+
 # the form of every notebook
 
 
