@@ -7,12 +7,16 @@ import shutil
 import tomllib
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from lora_np.bench import SIZES, BenchConfig, BenchReport, Measured, Ratio, tables
 from lora_np.bench.growth import Growth
 from lora_np.bench.report import SizeReport
+from lora_np.paper.results import StudyConfig
+from lora_np.paper.summary import ranks
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -94,6 +98,25 @@ def test_what_it_tells_to_install_is_in_this_clone() -> None:
 @pytest.mark.parametrize("name", ["study", "test"])
 def test_the_two_commands_are_one_line_each(name: str) -> None:
     assert len(block(f"command: {name}", "bash").strip().splitlines()) == 1
+
+
+def test_the_table_of_the_study_has_the_columns_that_the_command_prints() -> None:
+    """Its numbers are those of seed 0; a study of other ranks has the same form."""
+    written = README.partition("(0.0521 bits per byte):\n\n")[2].partition("\n\n")[0].splitlines()
+    config = StudyConfig()
+    rows: dict[int, tuple[int, int, float, float]] = {}
+    for line in written[3:]:
+        rank, numbers, size, loss, used = (cell.strip(" %bytes").replace(",", "") for cell in line.split("|")[1:-1])
+        rows[int(rank)] = int(numbers), int(size), float(loss), float(used)
+    assert tuple(rows) == config.ranks
+    runs = [
+        SimpleNamespace(
+            rank=rank, predicted=n, counted=n, stored=n, file_bytes=size, loss=loss, used=used / 100
+        )
+        for rank, (n, size, loss, used) in rows.items()
+    ]  # fmt: skip
+    found: Any = SimpleNamespace(config=config, base_loss=2.8493, of_rank=lambda r: [x for x in runs if x.rank == r])
+    assert ranks(found).splitlines() == written
 
 
 def test_the_tables_of_the_bench_are_those_that_the_command_writes() -> None:

@@ -7,6 +7,7 @@ import importlib
 import pkgutil
 import re
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ FOLDER = HERE.parent / "tutorials"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 SOLUTIONS = sorted(FOLDER.glob("solutions/*.ipynb"))
 PUZZLES = sorted(FOLDER.glob("puzzles/*.ipynb"))
-LINES, BYTES = 12, 400 * 1024
+LINES, COLUMNS, BYTES = 12, 88, 400 * 1024
 IMPORTS = {"lora_np", "numpy", "matplotlib", "IPython", "ipywidgets", *sys.stdlib_module_names}
 MACHINE = re.compile(r"/(?:home|root|tmp|Users|work|var)/")  # a path of the machine that executed it
 
@@ -145,6 +146,12 @@ def test_a_figure_is_shown_as_a_png_as_wide_as_it_was_drawn() -> None:
     assert metadata["image/png"]["width"] == round(96 * 5.6)
 
 
+def test_without_ipython_the_extra_that_brings_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "IPython.display", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'lora_np\[tutorials\]'"):
+        show(learning_curves({"a": [(0, 1.0), (1, 0.5)]}))
+
+
 # the form of every notebook
 
 
@@ -194,6 +201,17 @@ def test_it_is_small_enough_for_a_code_host(path: Path) -> None:
 def test_its_cells_fit_a_glance(path: Path) -> None:
     for cell in cells(path):
         assert sum(bool(line.strip()) for line in cell.source.splitlines()) <= LINES, cell.source
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS + SOLUTIONS + PUZZLES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_no_line_of_code_is_wider_than_a_window_beside_a_text(path: Path) -> None:
+    for cell in cells(path):
+        for line in cell.source.splitlines():
+            assert len(line) <= COLUMNS, line
+
+
+def test_notebooks_are_formatted_at_that_width() -> None:
+    assert tomllib.loads((FOLDER / "ruff.toml").read_text())["line-length"] == COLUMNS
 
 
 @each_notebook

@@ -73,10 +73,12 @@ def study(
 
     from ..paper.results import StudyConfig
     from ..paper.study import study as studied
+    from ..paper.summary import ranks
     from ..progress import watch
 
     config = replace(StudyConfig.full() if full else StudyConfig(), device=device)
     result = studied(out, config, base=base, resume=resume, overwrite=overwrite, watch=watch, say=say)
+    say(ranks(result))
     say(f"{'everything holds' if result.holds else 'something does NOT hold'}: {out / 'report.html'}")
     code = 0 if result.holds else 1
     return _opened(out / "report.html", code) if shown else code

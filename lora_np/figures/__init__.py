@@ -160,9 +160,12 @@ def show(figure: Any, dots: int = 110) -> Any:
 
     A stored PNG is seen wherever the notebook is opened; Jupyter hides a stored SVG until its cell has been run.
     """
-    from IPython.display import Image
     from matplotlib import rc_context
 
+    try:
+        from IPython.display import Image
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError("showing a figure needs IPython: pip install 'lora_np[tutorials]'") from None
     file = io.BytesIO()
     with rc_context(STYLE):
         figure.savefig(file, format="png", dpi=dots, metadata={"Software": None})

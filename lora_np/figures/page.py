@@ -16,16 +16,18 @@ STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 1.2rem; max-width: 52rem; background: var(--paper); color: var(--ink);
   font: 1rem/1.55 system-ui, sans-serif; }
+p, li, code, figcaption { overflow-wrap: anywhere; }
 h1 { font-size: 1.6rem; line-height: 1.25; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
-.soft, figcaption, caption { color: var(--soft); font-size: .9rem; }
+.soft, figcaption, .caption { color: var(--soft); font-size: .9rem; }
 .verdict { border-left: .4rem solid var(--good); background: var(--band); padding: .6rem 1rem; }
 .verdict.no { border-color: var(--bad); }
 ul.claims { list-style: none; padding: 0; } .yes { color: var(--good); } .no b, b.no { color: var(--bad); }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .9rem; }
-caption { text-align: left; padding: .3rem 0; }
+.caption { margin: 1.2rem 0 .3rem; }
+.wide { overflow-x: auto; margin-inline: min(0px, calc((100% - min(100vw - 4rem, 72rem)) / 2)); }
+table { border-collapse: collapse; margin: auto; min-width: min(100%, 49.6rem);
+  font-variant-numeric: tabular-nums; font-size: .9rem; }
 th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
+th { white-space: normal; vertical-align: bottom; } th:first-child, td:first-child { text-align: left; }
 figure { margin: 1.2rem 0; } .plot { background: #fff; border-radius: .4rem; padding: .5rem; overflow-x: auto; }
 .plot svg { display: block; width: 100%; min-width: 24rem; max-width: 44rem; height: auto; margin: auto; }
 pre { background: var(--band); padding: .6rem 1rem; overflow-x: auto; white-space: pre-wrap; overflow-wrap: anywhere; }
@@ -51,11 +53,12 @@ def page(title: str, heading: str, sections: Iterable[str], style: str = "") -> 
 
 
 def table(caption: str, head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """A table of cells that are HTML already."""
+    """A table of cells that are HTML already. What it shows stands above it: a wide table would carry it away."""
     top = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
     body = "\n".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
     return (
-        f'<div class="wide"><table><caption>{escape(caption)}</caption>\n'
+        f'<p class="caption">{escape(caption)}</p>\n<div class="wide" tabindex="0" role="region" '
+        f'aria-label="{escape(caption)}"><table>\n'
         f"<thead><tr>{top}</tr></thead>\n<tbody>{body}</tbody></table></div>"
     )
 

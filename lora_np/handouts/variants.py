@@ -40,6 +40,12 @@ def _pairs(draw: Draw) -> dict[str, str]:
     return {f'"{old}"': f'"{draw.text(each)}"' for old, each in lengths.items()}
 
 
+def _share(draw: Draw) -> dict[Any, Any]:
+    """The share of the energy, and the update whose energy it is."""
+    share = draw.of(range(51, 98))
+    return {"0.95": f"0.{share}", 95: share, '"blocks.2.mlp.up.W"': f'"blocks.{draw.of(range(4))}.mlp.up.W"'}
+
+
 def _ways(draw: Draw) -> dict[str, str]:
     """Two of the four ways to spend a budget."""
     ways = ["rank 8 on q", "rank 8 on v", "rank 4 on q, v", "rank 2 on q, k, v, o"]
@@ -59,10 +65,7 @@ def _last_blocks(draw: Draw) -> dict[str, str]:
 
 VARIANTS: dict[str, Callable[[Draw], Mapping[Any, Any]]] = {
     "check_cheaper_ranks": lambda of: {192: of.of(range(96, 513, 8)), 768: of.of(range(520, 2049, 8))},
-    "check_rank_for_energy": lambda of: {
-        '"blocks.2.mlp.up.W"': f'"blocks.{of.of(range(4))}.mlp.up.W"',
-        **dict(zip(("0.95", 95), (lambda share: (f"0.{share}", share))(of.of(range(51, 98))), strict=True)),
-    },
+    "check_rank_for_energy": _share,
     "check_factors": lambda of: {8: of.of(range(3, 33))},
     "check_multiply_adds": lambda of: {
         128: of.of(range(20, 500)),
@@ -107,7 +110,8 @@ def numbers(student: str, check: str) -> dict[str, str]:
     """What stands in a student's exercise in the place of what stands in the stored one; of most numbers, in each of
     the forms 3000000, 3,000,000 and 3_000_000."""
     found: dict[str, str] = {}
-    for old, new in VARIANTS.get(check, lambda _: {})(Draw(student, check)).items():
+    drawn = VARIANTS[check](Draw(student, check)) if check in VARIANTS else {}
+    for old, new in drawn.items():
         forms = ("{}", "{:,}", "{:_}") if isinstance(old, int) else ("{}",)
         for form in forms:
             found.setdefault(form.format(old), form.format(new))

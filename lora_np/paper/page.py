@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from ..figures.page import STYLE
+from ..figures.page import STYLE, table
 from .asking import Claim, Section, Table, Verdict
 from .cells import HEAD, MEASURES, SETTINGS, Row
 
@@ -91,7 +91,7 @@ def _section(section: Section, drawn: Mapping[str, str], numbers: Mapping[Any, i
     parts = [f'<h2 id="{section.name}">{escape(section.title)}</h2>\n<p>{escape(section.about)}</p>']
     parts += [_claim(claim, numbers) for claim in section.claims]
     parts += [_figure(name, drawn[name], section.captions.get(name, name)) for name in section.figures]
-    parts += [_table(table) for table in section.tables]
+    parts += [_table(shown) for shown in section.tables]
     return "\n".join(parts)
 
 
@@ -109,13 +109,8 @@ def _figure(name: str, svg: str, caption: str) -> str:
     return f'<figure><div class="plot">{drawn}</div><figcaption>{escape(caption)} ({link})</figcaption></figure>'
 
 
-def _table(table: Table) -> str:
-    head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in table.head)
-    lines = "\n".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in line) + "</tr>" for line in table.lines)
-    return (
-        f'<div class="wide"><table><caption>{escape(table.caption)}</caption>\n<thead><tr>{head}</tr></thead>\n'
-        f"<tbody>{lines}</tbody></table></div>"
-    )
+def _table(shown: Table) -> str:
+    return table(shown.caption, shown.head, (map(escape, line) for line in shown.lines))
 
 
 def _rows(rows: Sequence[Row]) -> str:

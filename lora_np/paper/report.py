@@ -15,6 +15,7 @@ from ..figures.page import figure, page, table, visible
 from ..proofs import MapProof
 from .intervals import Interval
 from .results import Run, StudyResult
+from .samples import remark, words
 
 
 def report(result: StudyResult) -> str:
@@ -66,7 +67,9 @@ def _verdict(result: StudyResult) -> str:
 
 def _setting(result: StudyResult) -> str:
     config, best = result.config, min(result.runs, key=lambda run: run.loss)
+    first, where, bits = map(escape, words(config.targets))
     return f"""<h2>The task and the model</h2>
+<p>{first} {where} {bits}</p>
 <p>The frozen base is a byte-level transformer of {result.base_parameters:,} parameters. The task is data to text:
 {result.trained_on:,} examples to train on and {result.held_out:,} others held out ({result.held_out_bytes:,} bytes of
 references). Each reference is one of several sentences drawn at random, so no model can on average do better than
@@ -76,9 +79,14 @@ trained for {config.steps:,} steps of {config.batch_size} examples at a learning
 same for every rank.</p>
 <dl><dt>A held-out prompt</dt><dd><pre>{escape(result.example.prompt)}</pre></dd>
 <dt>Its reference</dt><dd><pre>{escape(result.example.reference)}</pre></dd>
-<dt>The base writes</dt><dd><pre>{escape(visible(result.base_sample))}</pre></dd>
-<dt>Merged with the adapter of rank {best.rank}, it writes</dt>
-<dd><pre>{escape(visible(best.sample))}</pre></dd></dl>"""
+<dt>The base writes</dt>{_sample(result.base_sample, result)}
+<dt>Merged with the adapter of rank {best.rank}, it writes</dt>{_sample(best.sample, result)}</dl>"""
+
+
+def _sample(written: str, result: StudyResult) -> str:
+    """A text that was written, and what is to be said of it."""
+    about = escape(visible(remark(written, result.example)))
+    return f'<dd><pre>{escape(visible(written))}</pre><p class="soft">{about}</p></dd>'
 
 
 def _gradients(result: StudyResult) -> str:
