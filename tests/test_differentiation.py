@@ -1,4 +1,4 @@
-"""The laws of `differentiation`: a pair becomes a primitive, a loss its gradient, and only what is wanted is made."""
+"""The laws of `differentiation`: a pair becomes an operation, a loss its gradient, and only what is wanted is made."""
 
 from __future__ import annotations
 
