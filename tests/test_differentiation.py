@@ -96,6 +96,11 @@ def test_a_traced_cotangent_raises_and_names_the_textbook() -> None:
         autograd.grad(pulled)(b)
 
 
+def test_forward_mode_raises_and_names_the_textbook() -> None:
+    with pytest.raises(TypeError, match="no derivatives in forward mode; use lora_np.textbook"):
+        autograd.make_jvp(gelu)(a)(b)
+
+
 class Saved:
     """Something an operation saves whose life can be watched."""
 
