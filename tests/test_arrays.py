@@ -12,7 +12,7 @@ from builders import lora_linear_module, random_shapes
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_np.engine.arrays import ForeignVSpace, array_module, is_array, is_box, register, row_blocks, rows
+from lora_np.engine.arrays import ForeignVSpace, array_module, is_array, is_box, largest, register, row_blocks, rows
 from lora_np.engine.differentiation import value_and_grad
 from lora_np.model import dropout_mask
 from lora_np.operations import attention, cross_entropy, embedding, gelu, layer_norm, linear, lora_linear
@@ -153,3 +153,17 @@ def test_a_whole_adapted_map_runs_on_a_registered_type() -> None:
     y = lora_linear(*map(foreign, (x, module.base.W, b, module.A, module.B)), module.scaling, None)
     assert type(y) is Foreign
     assert np.array_equal(y.view(np.ndarray), module(x))
+
+
+@pytest.mark.parametrize("shape", [(1, 5), (3, 4, 2), (64, 7), (2, 3, 40, 9), (50, 1)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_largest_of_a_row_is_what_numpy_finds_hidden_and_broken_numbers_included(
+    shape: tuple[int, ...], dtype: type
+) -> None:
+    x = np.random.default_rng(0).standard_normal(shape).astype(dtype)
+    x[0] = -np.inf
+    x[-1, ..., 0] = np.nan
+    for view in (x, x.swapaxes(0, -2), x[..., ::-1]):
+        found = largest(view)
+        assert found.dtype == dtype
+        assert np.array_equal(found, view.max(axis=-1, keepdims=True), equal_nan=True)

@@ -1,4 +1,4 @@
-"""The laws of `differentiation`: a pair becomes a primitive, a loss its gradient, and only what is wanted is made."""
+"""The laws of `differentiation`: a pair becomes an operation, a loss its gradient, and only what is wanted is made."""
 
 from __future__ import annotations
 
@@ -94,6 +94,11 @@ def test_a_traced_cotangent_raises_and_names_the_textbook() -> None:
     assert np.isfinite(pulled(b))
     with pytest.raises(TypeError, match=SECOND):
         autograd.grad(pulled)(b)
+
+
+def test_forward_mode_raises_and_names_the_textbook() -> None:
+    with pytest.raises(TypeError, match="no derivatives in forward mode; use lora_np.textbook"):
+        autograd.make_jvp(gelu)(a)(b)
 
 
 class Saved:

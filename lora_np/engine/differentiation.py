@@ -1,4 +1,4 @@
-r"""The one door to autograd: a forward/backward pair becomes a primitive, and a loss becomes its gradient.
+r"""The one door to autograd: a forward/backward pair becomes an operation, and a loss becomes its gradient.
 
 autograd applies the chain rule; the pairs in `lora_np.operations` supply its links. What is not differentiated
 is never boxed, so a frozen array costs no gradient: its name is simply not in `wanted`.
@@ -104,7 +104,7 @@ def _link(backward: Callable[..., Any], saved: Any, wanted: tuple[str, ...], par
 def value_and_grad(loss: Callable[..., Any]) -> Callable[..., tuple[Any, Arrays]]:
     r"""`(trained, *rest) -> (loss, {name: ∂loss/∂trained[name]})` for a flat dict of arrays.
 
-    The same numbers as `autograd.value_and_grad`, by the same primitives, with two differences: each activation
+    The same numbers as `autograd.value_and_grad`, by the same operations, with two differences: each activation
     is released as soon as backward has used it, and any number of threads may call it at once.
 
     Raises ValueError when the loss is not one number or depends on none of the arrays, TypeError when a second
