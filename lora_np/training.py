@@ -35,8 +35,8 @@ from .parameters import Arrays, walk, with_parameters
 
 Loss = Callable[[Arrays, Any, np.random.Generator], Any]
 
-# Multiply-adds of a forward pass of a batch: with fewer, its array operations are too short to share. Who makes the
-# shards unasked are threads: worker processes gained an eighth at best (docs/bench.md), and lost on a busy machine.
+# Multiply-adds of a forward pass of a batch: with fewer, its array operations are too short for threads to share. Who
+# makes the shards unasked are threads; what processes gain, and what their start costs, is said in docs/engines.md.
 WORTH_A_SHARD = 1 << 28
 
 

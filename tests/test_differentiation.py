@@ -97,7 +97,7 @@ def test_a_traced_cotangent_raises_and_names_the_textbook() -> None:
 
 
 def test_forward_mode_raises_and_names_the_textbook() -> None:
-    with pytest.raises(TypeError, match="no derivatives in forward mode; use lora_np.textbook"):
+    with pytest.raises(TypeError, match=r"no derivatives in forward mode; use lora_np\.textbook"):
         autograd.make_jvp(gelu)(a)(b)
 
 
