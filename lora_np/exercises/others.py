@@ -53,7 +53,7 @@ def fastest_calls(calls: Mapping[str, Callable[[], Any]], turns: int = 60) -> di
 
 
 def slower(
-    base: Transformer, methods: Mapping[str, Method], n: int = 64, turns: int = 20
+    base: Transformer, methods: Mapping[str, Method], n: int = 64, turns: int = 30
 ) -> dict[str, dict[str, float]]:
     """By the clock: how many percent longer than the base each method takes while it stands beside it.
 
@@ -66,7 +66,7 @@ def slower(
     found = {}
     for way, call in {"one more token": _one_more, f"{n} tokens at once": _at_once}.items():
         calls = {name: call(node, tokens) for name, (node, tokens) in {"": (base, text), **models}.items()}
-        seconds = fastest_calls(calls, turns if call is _at_once else 8 * turns)
+        seconds = fastest_calls(calls, turns if call is _at_once else 16 * turns)
         found[way] = {name: 100.0 * (seconds[name] / seconds[""] - 1.0) for name in models}
     return found
 
