@@ -42,18 +42,21 @@ def moved(base: Transformer, method: Method, seed: int = 0, by: float = 0.1) -> 
 
 
 def fastest_calls(calls: Mapping[str, Callable[[], Any]], turns: int = 60) -> dict[str, float]:
-    """The seconds of each call, in turns, the fastest of each: a busy moment of the machine hits them alike."""
+    """The seconds of each call, in turns, the fastest of each: a busy moment of the machine hits them alike.
+
+    Every other turn goes backwards, so that none always comes behind the same other.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(turns):
-        for name, call in calls.items():
+    for turn in range(turns):
+        for name in list(calls)[:: -1 if turn % 2 else 1]:
             began = time.perf_counter()
-            call()
+            calls[name]()
             seconds[name].append(time.perf_counter() - began)
     return {name: min(taken) for name, taken in seconds.items()}
 
 
 def slower(
-    base: Transformer, methods: Mapping[str, Method], n: int = 64, turns: int = 20
+    base: Transformer, methods: Mapping[str, Method], n: int = 64, turns: int = 30
 ) -> dict[str, dict[str, float]]:
     """By the clock: how many percent longer than the base each method takes while it stands beside it.
 
@@ -66,7 +69,7 @@ def slower(
     found = {}
     for way, call in {"one more token": _one_more, f"{n} tokens at once": _at_once}.items():
         calls = {name: call(node, tokens) for name, (node, tokens) in {"": (base, text), **models}.items()}
-        seconds = fastest_calls(calls, turns if call is _at_once else 8 * turns)
+        seconds = fastest_calls(calls, turns if call is _at_once else 16 * turns)
         found[way] = {name: 100.0 * (seconds[name] / seconds[""] - 1.0) for name in models}
     return found
 
