@@ -81,8 +81,8 @@ def test_a_file_is_cut_into_its_definitions_and_nothing_is_lost() -> None:
 
 
 def test_overloads_are_one_part_with_what_they_lead_to() -> None:
-    source = "@overload\ndef f(x: int) -> int: ...\n@overload\ndef f(x: str) -> str: ...\ndef f(x):\n    'Twice.'\n    return 2 * x\n"
-    _, parts = parts_of(source)
+    overloads = "".join(f"@overload\ndef f(x: {kind}) -> {kind}: ...\n" for kind in ("int", "str"))
+    _, parts = parts_of(overloads + "def f(x):\n    'Twice.'\n    return 2 * x\n")
     assert [(part.name, part.doc, part.code.count("overload")) for part in parts] == [("f", "Twice.", 2)]
 
 

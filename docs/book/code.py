@@ -47,9 +47,7 @@ def parts_of(source: str) -> tuple[str, list[Part]]:
     doc = ast.get_docstring(tree, clean=False) or ""
     body = tree.body[1:] if doc else tree.body
     definitions = [node for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
-    groups = [
-        list(group) for _, group in groupby(definitions, lambda node: node.name)
-    ]  # overloads with what they lead to
+    groups = [list(group) for _, group in groupby(definitions, lambda node: node.name)]  # overloads are one part
     begins = [_begin(group[0], lines) for group in groups]
     ends = [*begins[1:], len(lines)][: len(begins)]
     found = []
