@@ -80,6 +80,12 @@ def test_a_file_is_cut_into_its_definitions_and_nothing_is_lost() -> None:
         ]
 
 
+def test_overloads_are_one_part_with_what_they_lead_to() -> None:
+    overloads = "".join(f"@overload\ndef f(x: {kind}) -> {kind}: ...\n" for kind in ("int", "str"))
+    _, parts = parts_of(overloads + "def f(x):\n    'Twice.'\n    return 2 * x\n")
+    assert [(part.name, part.doc, part.code.count("overload")) for part in parts] == [("f", "Twice.", 2)]
+
+
 def tags_of_the_code(source: str) -> set[str]:
     """The tags that the comments of a file bear."""
     comments = re.findall(r"  # (.*)$", source, re.MULTILINE)

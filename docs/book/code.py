@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from dataclasses import dataclass
+from itertools import groupby
 
 from .docstrings import TAG
 
@@ -45,15 +46,16 @@ def parts_of(source: str) -> tuple[str, list[Part]]:
     tree, lines = ast.parse(source), source.splitlines()
     doc = ast.get_docstring(tree, clean=False) or ""
     body = tree.body[1:] if doc else tree.body
-    begins = [_begin(node, lines) for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    definitions = [node for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    groups = [list(group) for _, group in groupby(definitions, lambda node: node.name)]  # overloads are one part
+    begins = [_begin(group[0], lines) for group in groups]
     ends = [*begins[1:], len(lines)][: len(begins)]
     found = []
     if opening := [node for node in body if _is_setting(node) and (not begins or node.lineno - 1 < begins[0])]:
         start = _begin(opening[0], lines)
         stop = begins[0] if begins else len(lines)
         found.append(Part("", "", _code(lines, start, stop, []), start + 1))
-    definitions = [node for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
-    for node, start, stop in zip(definitions, begins, ends, strict=True):
+    for (*_, node), start, stop in zip(groups, begins, ends, strict=True):
         text = ast.get_docstring(node, clean=False) or ""
         hidden = [node.body[0]] if text and len(node.body) > 1 else []
         found.append(Part(node.name, text, _code(lines, start, stop, hidden), start + 1))
