@@ -87,6 +87,8 @@ def paragraph(names: Sequence[str], cells: Sequence[str], width: int) -> list[st
         if lines[-1] and cell_len(lines[-1]) + 3 + cell_len(part) <= room:
             lines[-1] += f"   {part}"
             continue
-        folded = textwrap.wrap(part, room, subsequent_indent="  ", break_on_hyphens=False)
-        lines += folded
+        if cell_len(part) > room and name and unbroken(cell) == [cell]:  # the figure on a line of its own
+            lines += [f"{name}:", *textwrap.wrap(cell, room, initial_indent="  ", subsequent_indent="  ")]
+            continue
+        lines += textwrap.wrap(part, room, subsequent_indent="  ", break_on_hyphens=False)
     return [f"    {line}" for line in lines if line]
