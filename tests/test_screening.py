@@ -15,7 +15,8 @@ from lora_np.formats.huggingface import open_weights
 from lora_np.formats.tensors import dtype_of
 from lora_np.formats.updates import LowRank, Update
 from lora_np.merges import judging, recipes, screening, settling
-from lora_np.merges.judging import in_turn, stages_of, verdict_of
+from lora_np.merges.expecting import stages_of
+from lora_np.merges.judging import in_turn, verdict_of
 from lora_np.merges.screening import screened
 
 N, WIDTH, RANK = 48, 96, 4

@@ -19,7 +19,8 @@ from lora_np.certificate import Stages as OwnStages
 from lora_np.certificate import error_of_update
 from lora_np.formats.tensors import dtype_of
 from lora_np.formats.updates import LowRank, Update
-from lora_np.merges.judging import expectation, stages_of, verdict_of
+from lora_np.merges.expecting import expectation, stages_of
+from lora_np.merges.judging import verdict_of
 from lora_np.rounding import of_an_update, spacing, underflow
 from lora_np.wrappers import Expected
 

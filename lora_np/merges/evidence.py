@@ -13,7 +13,8 @@ from ..engine.arrays import Array, row_blocks
 from ..formats.tensors import Tensor, flat
 from ..formats.updates import Adapter, in_type
 from ..rounding import spacing
-from .judging import ENTRIES, Judged, expectation, found_rows, stages_of
+from .expecting import ENTRIES, expectation, found_rows, stages_of
+from .judging import Judged
 
 CELLS, POINTS, SIDE, VALUES = 40, 250, 256, 16  # of a grid, a cloud, a block for singular values, and how many of them
 Rows = Callable[[slice], tuple[Array, Array, Array, Array]]  # rows -> ΔW, Ŵ − W0, bound and gap, all in float64

@@ -22,7 +22,8 @@ from ..engine.arrays import Array
 from ..formats.tensors import Tensor
 from ..formats.updates import Adapter, LowRank, Numbers, Update
 from ..rounding import rounded, spacing, unit_roundoff
-from .judging import Stages, found_rows, verdict_of
+from .expecting import Stages, found_rows
+from .judging import verdict_of
 
 SAMPLE = 1 << 18  # numbers of a tensor by which its fault is named
 LUCK = 0.15  # share of the entries in which two honest first merges may differ

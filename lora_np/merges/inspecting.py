@@ -20,7 +20,7 @@ from ..formats.examining import examined
 from ..formats.tensors import Tensor, flat
 from ..formats.updates import Adapter, Finding, LowRank, Update, in_type
 from ..rounding import rounded
-from .judging import ENTRIES, found_rows
+from .expecting import ENTRIES, found_rows
 from .recipes import only_sums
 
 MOST = 0.5  # share of the changes above which a merge loses the adapter rather than some of it

@@ -16,7 +16,8 @@ from ..certificate import ArrayVerdict
 from ..engine.arrays import Array, row_blocks
 from ..formats.updates import LowRank, Numbers, Update, in_type
 from ..rounding import gamma, unit_roundoff
-from .judging import SHORT, Run, Stages, Sums, placed
+from .expecting import SHORT, Stages
+from .judging import Run, Sums, placed
 from .settling import Rows, Screen, Seen, recipes_for
 
 ENTRIES = 1 << 17  # of a tensor at a time: half a MiB in float32, of which some six are held together

@@ -38,7 +38,8 @@ from ..engine.arrays import Array
 from ..formats.tensors import dtype_of, flat
 from ..formats.updates import LowRank, Numbers, Order, Update, in_type
 from ..rounding import finfo_of, gamma, underflow, unit_roundoff
-from .judging import Stages, Sums, expectation, lost_of, of_sums, roundings_of
+from .expecting import Stages, expectation, lost_of, of_sums, roundings_of
+from .judging import Sums
 from .recipes import RECIPES, added, merged_rows, order_of
 
 SAMPLE = 1 << 13  # entries by which w is found
