@@ -17,6 +17,7 @@ author = "lora_np contributors"
 project_copyright = "lora_np contributors, MIT license"
 version = release = __version__
 language = "en"
+smartquotes = False  # (..., d_in) is a shape and keeps its three dots
 
 root_doc = "docs/index"
 extensions = ["myst_nb", "book.annotated", "book.mathml", "book.reference", "book.pages"]
