@@ -12,6 +12,11 @@ os.environ.update(dict.fromkeys(("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP
 
 import pytest
 import warm
+from hypothesis import HealthCheck, settings
+
+# The same examples on every machine. No deadline: a busy machine is not a wrong result.
+settings.register_profile("anywhere", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("anywhere")
 
 # A shell starts a job in the background with SIGINT ignored, and what is ignored is inherited: the processes that the
 # tests start and interrupt would never notice.

@@ -193,13 +193,13 @@ def test_lora_on_queries_values_and_gates_adapts_and_merges() -> None:
 
 
 def test_every_cotangent_in_float32_is_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen, add = set(), differentiation.add_outgrads
+    seen, add = set(), differentiation.added
 
     def watched(previous: Any, gradient: Any) -> Any:
         seen.add(gradient.dtype)
         return add(previous, gradient)
 
-    monkeypatch.setattr(differentiation, "add_outgrads", watched)
+    monkeypatch.setattr(differentiation, "added", watched)
     for node, loss in ((llama(dtype=np.float32), language_loss32), (bert(dtype=np.float32), classes_loss32)):
         assert loss(node).dtype == np.float32
         value_and_grad(lambda q, node=node, loss=loss: loss(with_parameters(node, q)))(parameters(node))

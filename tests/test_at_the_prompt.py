@@ -316,9 +316,10 @@ def test_what_a_terminal_would_obey_is_escaped_in_a_table(monkeypatch: pytest.Mo
 
 
 def studied(monkeypatch: pytest.MonkeyPatch, folder: Path, holds: bool = True) -> int:
-    from lora_np.paper import study
+    from lora_np.paper import study, summary
 
     monkeypatch.setattr(study, "study", lambda *_, **__: SimpleNamespace(holds=holds))
+    monkeypatch.setattr(summary, "ranks", lambda result: "")
     return code_of(["study", "--out", str(folder), "--open"])
 
 

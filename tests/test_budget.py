@@ -39,7 +39,7 @@ def sizes_of(name: str, config: TransformerConfig) -> Iterator[tuple[Any, int]]:
 # ---------------------------------------------------------------------------------------------------------- the search
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(st.sampled_from(sorted(METHODS)), st.integers(1, 500))
 def test_an_offer_is_the_largest_size_within_the_budget_or_the_least_of_all(name: str, allowed: int) -> None:
     found = offer(name, SMALL, allowed)

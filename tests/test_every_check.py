@@ -80,10 +80,21 @@ def called(stem: str, check: str) -> Call:
         pytest.skip(f"needs {absent.name}")
 
 
+def spoiled(found: Any) -> Any:
+    """Another result of the same kind."""
+    return (
+        f"{found}?" if isinstance(found, str) else 1.37 * np.asarray(found) + np.asarray(1.0, np.asarray(found).dtype)
+    )
+
+
+# Where most changes of a right answer are right as well, one that is not.
+OTHERS: dict[str, Callable[[Any], Any]] = {"check_other_cut": lambda right: np.eye(len(right))}
+
+
 def wrong(answer: Any) -> Any:
     """An answer of the same kind that is another one."""
     if callable(answer):
-        return lambda *given: 1.37 * np.asarray(answer(*given)) + np.asarray(1.0, np.asarray(answer(*given)).dtype)
+        return lambda *given: spoiled(answer(*given))
     if isinstance(answer, str):
         return f"{answer}?"
     if isinstance(answer, bool):
@@ -154,7 +165,7 @@ def test_a_blank_answer_is_told_the_task_in_a_line(stem: str, check: str, capsys
 @each
 def test_a_wrong_answer_shows_a_sentence_alone(stem: str, check: str, capsys: pytest.CaptureFixture[str]) -> None:
     function, n, arguments, about = called(stem, check)
-    said = hint(function, (*map(wrong, arguments[:n]), *arguments[n:]), about)
+    said = hint(function, (*map(OTHERS.get(check, wrong), arguments[:n]), *arguments[n:]), about)
     assert capsys.readouterr() == ("", "")
     assert (said.__cause__, said.__suppress_context__) == (None, True)
     assert said._render_traceback_() == [f"Not yet: {said}"]
@@ -185,7 +196,7 @@ def test_jupyter_shows_each_of_them_alone(tmp_path: Path, capsys: pytest.Capture
         for stem, check in CASES:
             with contextlib.suppress(ModuleNotFoundError):
                 function, n, arguments, about = calls(stem)[check]
-                answer = (*map(wrong, arguments[:n]), *arguments[n:])
+                answer = (*map(OTHERS.get(check, wrong), arguments[:n]), *arguments[n:])
                 shell.user_ns |= {"check": function, "answer": answer, "about": about}
                 assert not shell.run_cell("check(*answer, **about)").success
                 assert "".join(capsys.readouterr()).strip() == f"Not yet: {hint(function, answer, about)}"

@@ -164,8 +164,8 @@ def test_the_scale(capsys: pytest.CaptureFixture[str]) -> None:
         (0.25, "that is the inverse"),
         (1, "there is a scale"),
         (17, "look at all three"),
-        ("4", "the scale is a number"),
-        (None, "the scale is a number"),
+        ("4", "the answer is one number"),
+        (None, "the answer is one number"),
     ],
 )
 def test_a_wrong_scale_is_named(answer: Any, hint: str) -> None:
@@ -198,7 +198,7 @@ def test_the_change_that_vanishes(w: float, capsys: pytest.CaptureFixture[str]) 
         (2.0**-20, "that is float32"),
         (1.0, "the numbers of bfloat16 lie"),
         (-(2.0**-4), "the numbers of bfloat16 lie"),
-        ([1], "the answer is a number"),
+        ([1, 2], "the answer is one number"),
     ],
 )
 def test_a_wrong_change_that_vanishes_is_named(answer: Any, hint: str) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import reprlib
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import wraps
 from types import TracebackType
 from typing import Any, ParamSpec
@@ -56,9 +55,10 @@ def shown(answer: object) -> str:
     if isinstance(shape, tuple) and shape:
         return f"an array of shape {shape}"
     words = " ".join(_SHORT.repr(answer).split())
-    return f"something of type {type(answer).__name__}" if " at 0x" in words else words
+    return f"something of type {type(answer).__name__}" if " at 0x" in words or len(words) > LONGEST else words
 
 
+LONGEST = 120  # characters of an answer that a hint repeats
 _SHORT = reprlib.Repr()
 _SHORT.maxother = _SHORT.maxstring = 60
 
@@ -84,15 +84,6 @@ def unanswered(answer: object, task: str) -> bool:
         return False
     print(f"Exercise: {task}")
     return True
-
-
-def compare(answer: float, right: float, hints: Mapping[float, str], otherwise: str) -> None:
-    """Raise AssertionError for a number that is not the right one, with the hint for this one where there is one."""
-    if math.isclose(answer, right, rel_tol=1e-6):
-        return
-    for wrong, hint in hints.items():
-        assert not math.isclose(answer, wrong, rel_tol=1e-4), f"{answer:,.6g} is not it: {hint}"
-    raise AssertionError(f"{answer:,.6g} is not it: {otherwise}")
 
 
 def _without_traceback(others: Callable[..., Any]) -> Callable[..., Any]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..engine.arrays import Array
+from . import shown
 
 CLOSE = 1e-6  # relative: what is compared is computed in float64 from arrays that are stored in float32
 
@@ -24,7 +25,7 @@ def number(answer: Any, must: str = "the answer is one number") -> float:
 def whole_number(answer: Any, must: str = "the answer is a whole number") -> int:
     """Raises AssertionError, with what must hold, for anything but one whole number."""
     found = number(answer, must)
-    assert found == int(found), f"{must}, got {answer!r}"
+    assert found == int(found), f"{must}, got {shown(answer)}"
     return int(found)
 
 
@@ -38,11 +39,11 @@ def matrix(answer: Any, shape: tuple[int, ...], what: str = "the answer") -> Arr
 
 def array(answer: Any, must: str) -> Array:
     """Numbers in float64. Raises AssertionError for what is none."""
-    assert not isinstance(answer, str | bytes | None), f"{must}, got {answer!r}"
+    assert not isinstance(answer, str | bytes | None), f"{must}, got {shown(answer)}"
     try:
         return np.asarray(answer, np.float64)
     except (TypeError, ValueError):
-        raise AssertionError(f"{must}, got {answer!r}") from None
+        raise AssertionError(f"{must}, got {shown(answer)}") from None
 
 
 def told(found: float, right: float, hints: Mapping[float, str], advice: str, close: float = CLOSE) -> None:

@@ -20,7 +20,7 @@ from ..paper.runs import trained as trained_cell
 from ..paper.subspaces import directions, of_factors, of_updates, orthonormal
 from ..paper.updates import amplification
 from ..parameters import with_parameters
-from . import checker, unanswered
+from . import checker, shown, unanswered
 from .answers import CLOSE, matrix, number, told
 
 STEPS = 30
@@ -97,7 +97,7 @@ def check_similarity(answer: Any) -> None:
     """phi(U, V) of equation (S2) for two matrices of orthonormal columns, (d, i) and (d, j), as one number."""
     if unanswered(answer, "a function (U, V) that gives φ, one number, for U (d, i) and V (d, j), columns orthonormal"):
         return
-    assert callable(answer), f"the answer is a function of (U, V), got {answer!r}"
+    assert callable(answer), f"the answer is a function of (U, V), got {shown(answer)}"
     rng = np.random.default_rng(0)
     for i, j in ((2, 5), (4, 3), (1, 1)):
         U, V = orthonormal(rng, 7, i), orthonormal(rng, 7, j)

@@ -19,7 +19,7 @@ from ..model import Transformer
 from ..operations import dora_linear
 from ..parameters import with_parameters
 from ..wrappers import can_be_merged, merge
-from . import checker, unanswered
+from . import checker, shown, unanswered
 from .answers import CLOSE, matrix, number, told, whole_number
 
 # The fifteen of the tutorial, in its order; `METHODS` holds three more, which are mixtures or relatives of these.
@@ -149,7 +149,7 @@ def check_dora(answer: Any) -> None:
     """dora(x, W, A, B, m, s) of equation (R1), without a bias: rows of x are examples."""
     if unanswered(answer, "a function (x, W, A, B, m, s) that gives (R1): the rows of W0 + s·BA at the lengths m"):
         return
-    assert callable(answer), f"the answer is a function of (x, W, A, B, m, s), got {answer!r}"
+    assert callable(answer), f"the answer is a function of (x, W, A, B, m, s), got {shown(answer)}"
     rng, s = np.random.default_rng(0), 1.7
     x, W, A, B = (rng.standard_normal(shape) for shape in ((5, 3), (4, 3), (2, 3), (4, 2)))
     m = 1.0 + rng.random(4)

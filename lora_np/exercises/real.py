@@ -13,7 +13,7 @@ from ..config import TransformerConfig
 from ..costs import adapter_bytes, lora_count, parameter_count
 from ..formats import names
 from ..installed import INSTALLED, place_of
-from . import checker, unanswered
+from . import checker, shown, unanswered
 
 LIBRARIES = ("gguf", "tokenizers")
 LEAVES = ("A", "B")
@@ -72,7 +72,7 @@ def check_trained(answer: Any, config: TransformerConfig, rank: int) -> None:
         adapter_bytes(right, "float32"): "that is their bytes in float32; asked for are numbers",
         parameter_count(config): "that is the whole model, which stays frozen",
     }
-    assert _is_number(answer), f"the answer is a number, got {answer!r}"
+    assert _is_number(answer), f"the answer is a number, got {shown(answer)}"
     for wrong, hint in hints.items():
         assert answer == right or answer != wrong, f"{answer:,} is not it: {hint}"
     assert answer == right, f"{answer:,} is not it: each map of each block costs rank · (d_in + d_out)"
@@ -84,7 +84,7 @@ def check_bits_per_byte(answer: Any, nats: float, tokens: int, size: int) -> Non
     """Bits per byte of a text of `size` bytes, cut into so many tokens of which each costs so many nats."""
     if unanswered(answer, f"bits per byte of {size} bytes in {tokens} tokens, at {nats} nats a token"):
         return
-    assert _is_number(answer), f"the answer is a number, got {answer!r}"
+    assert _is_number(answer), f"the answer is a number, got {shown(answer)}"
     total = nats * tokens / math.log(2.0)
     right = total / size
     hints = {
@@ -107,10 +107,10 @@ def check_names(answer: Any, layers: int = 30) -> None:
     task = 'theirs("blocks.7.attention.value.A"), the name in a PEFT folder; for q, k, v and output, A and B'
     if unanswered(answer, task):
         return
-    assert callable(answer), f"the answer is a function of a name, got {answer!r}"
+    assert callable(answer), f"the answer is a function of a name, got {shown(answer)}"
     for ours, right in _names(layers).items():
         found = answer(ours)
-        assert isinstance(found, str), f"theirs({ours!r}) must be a text, got {found!r}"
+        assert isinstance(found, str), f"theirs({ours!r}) must be a text, got {shown(found)}"
         if found != right:
             raise AssertionError(f"theirs({ours!r}) gives {found!r}: {_what_is_wrong(found, right)}")
     print(f"Right: {len(_names(layers))} names of factors in {layers} blocks.")

@@ -19,7 +19,8 @@ from ..serving import AdapterBank, Request, adapter_of, serve, switched
 from ..serving.requests import Tokens
 from ..tasks import Example
 from ..tasks.generated import ways
-from . import checker, compare, unanswered
+from . import checker, shown, unanswered
+from .answers import number, told
 
 # What the notebook calls a museum, and which of the eight sentences of the task all of its labels are.
 STYLES = {"plain": 0, "story": 3, "stern": 6}
@@ -90,7 +91,6 @@ def check_adapters_in_a_copy(answer: Any, d_in: int, d_out: int, rank: int) -> N
     shape = f"a map ({d_out:,}, {d_in:,})"
     if unanswered(answer, f"how many adapters of rank {rank} take the memory of one merged copy of {shape}"):
         return
-    assert isinstance(answer, int | float | np.number), f"the answer is a number, got {answer!r}"
     own, copy = rank * (d_in + d_out), d_out * d_in
     right = copy / own
     hints = {
@@ -102,7 +102,7 @@ def check_adapters_in_a_copy(answer: Any, d_in: int, d_out: int, rank: int) -> N
         float(own): "those are the numbers of one adapter; how many of them are as many as a copy has?",
         float(copy): "those are the numbers of a copy; how many adapters hold as many?",
     }
-    compare(float(answer), right, hints, "a copy holds d_out · d_in numbers, an adapter r rows of A and r columns of B")
+    told(number(answer), right, hints, "a copy holds d_out · d_in numbers, an adapter r rows of A and r columns of B")
     print(f"Right: {right:,.4g} adapters of {own:,} numbers each, or one copy of {copy:,}.")
 
 
@@ -112,7 +112,6 @@ def check_break_even(answer: Any, d_in: int, d_out: int, rank: int) -> None:
     task = f"the tokens after which merging a map ({d_out:,}, {d_in:,}) at rank {rank} has paid for itself"
     if unanswered(answer, task):
         return
-    assert isinstance(answer, int | float | np.number), f"the answer is a number, got {answer!r}"
     right = d_out * d_in / (d_in + d_out)
     hints = {
         right * rank: "the branch costs r (d_in + d_out) for each token: the rank stands on both sides",
@@ -124,7 +123,7 @@ def check_break_even(answer: Any, d_in: int, d_out: int, rank: int) -> None:
         1.0 / right: "that is the inverse",
         2.0 * right: "with the branch gone a token saves both of its products, A x and B (A x)",
     }
-    compare(float(answer), right, hints, "set the multiply-adds of BA equal to t times those of B(Ax) for one token")
+    told(number(answer), right, hints, "set the multiply-adds of BA equal to t times those of B(Ax) for one token")
     print(f"Right: after {right:,.4g} tokens, whatever the rank.")
 
 
@@ -138,7 +137,7 @@ def check_mixed_rows(answer: Any) -> None:
     task = "mixed_rows(X, W, A, B, s, which): each row through W and adapter which[t] of the lists A, B, s; -1 is none"
     if unanswered(answer, task):
         return
-    assert callable(answer), f"the answer is a function of (X, W, A, B, s, which), got {answer!r}"
+    assert callable(answer), f"the answer is a function of (X, W, A, B, s, which), got {shown(answer)}"
     for seed in range(5):
         given = _drawn(np.random.default_rng(seed))
         kept = [array.copy() for array in _arrays(given)]
@@ -163,7 +162,7 @@ def _arrays(given: tuple[Any, ...]) -> list[Array]:
 
 
 def _judge(found: Any, X: Array, W: Array, A: list[Array], B: list[Array], s: list[float], which: list[int]) -> None:
-    assert isinstance(found, np.ndarray), f"it must give back an array (n, d_out), got {found!r}"
+    assert isinstance(found, np.ndarray), f"it must give back an array (n, d_out), got {shown(found)}"
     assert found.shape == (len(X), len(W)), f"the answer has shape {found.shape}, and should have {(len(X), len(W))}"
     plain, branch = X @ W.T, [scale * X @ a.T @ b.T for a, b, scale in zip(A, B, s, strict=True)]
     rows = np.arange(len(X))

@@ -13,7 +13,8 @@ from ..engine.arrays import Array
 from ..formats.tensors import dtype_of
 from ..names import nearest_first
 from ..rounding import gamma, spacing, unit_roundoff
-from . import checker, compare, unanswered
+from . import checker, shown, unanswered
+from .answers import number, told
 from .folders import (
     Formula,
     drawn_update,
@@ -73,7 +74,6 @@ def check_scale(answer: Any, about: Mapping[str, Any]) -> None:
     r, alpha, root = about["r"], about["lora_alpha"], bool(about.get("use_rslora"))
     if unanswered(answer, f"the s that PEFT multiplies BA by, of r = {r}, lora_alpha = {alpha}, use_rslora = {root}"):
         return
-    assert isinstance(answer, int | float | np.number), f"the scale is a number, got {answer!r}"
     right, other = (alpha / math.sqrt(r), alpha / r) if root else (alpha / r, alpha / math.sqrt(r))
     hints = {
         other: "use_rslora is set: the divisor is √r" if root else "use_rslora is not set: the divisor is r",
@@ -84,7 +84,7 @@ def check_scale(answer: Any, about: Mapping[str, Any]) -> None:
         alpha * math.sqrt(r): "√r divides",
         1.0: "there is a scale: lora_alpha says how large",
     }
-    compare(float(answer), right, hints, "look at all three, r, lora_alpha and use_rslora")
+    told(number(answer), right, hints, "look at all three, r, lora_alpha and use_rslora")
     print(f"Right: s = {right:g}. A program that overlooks use_rslora takes {other:g}.")
 
 
@@ -93,7 +93,6 @@ def check_vanishing(answer: Any, w: float) -> None:
     """The largest d > 0 that vanishes when it is added to w in bfloat16, w itself being such a number."""
     if unanswered(answer, f"the largest change d for which {w} + d, rounded to bfloat16, is still {w}"):
         return
-    assert isinstance(answer, int | float | np.number), f"the answer is a number, got {answer!r}"
     size, kind = np.asarray(abs(w)), dtype_of("bfloat16")
     unit = float(spacing(size, kind))
     right, eps = unit / 2.0, 2.0 * unit_roundoff(kind)
@@ -106,7 +105,7 @@ def check_vanishing(answer: Any, w: float) -> None:
         float(spacing(size, np.float16)) / 2.0: "that is float16, with 10 bits of fraction; bfloat16 has 7",
         float(spacing(size, np.float32)) / 2.0: "that is float32, with 23 bits of fraction; bfloat16 has 7",
     }
-    compare(float(answer), right, hints, "between 2ᵏ and 2ᵏ⁺¹ the numbers of bfloat16 lie 2ᵏ⁻⁷ apart")
+    told(number(answer), right, hints, "between 2ᵏ and 2ᵏ⁺¹ the numbers of bfloat16 lie 2ᵏ⁻⁷ apart")
     print(f"Right: half a unit, {right:g}, is {right / abs(w):.2%} of {w}.")
 
 
@@ -115,8 +114,8 @@ def check_cause(answer: Any, W0: Array, A: Array, B: Array, s: float, W: Array) 
     """What was done with W0, A, B and s to give W: one of CAUSES."""
     if unanswered(answer, f"what happened to this merge: one of {', '.join(map(repr, CAUSES))}"):
         return
-    assert isinstance(answer, str), f"the answer is a text, got {answer!r}"
-    assert answer in CAUSES, f"there is no cause {answer!r}: one of {nearest_first(answer, CAUSES)}"
+    assert isinstance(answer, str), f"the answer is a text, got {shown(answer)}"
+    assert answer in CAUSES, f"there is no cause {shown(answer)}: one of {nearest_first(answer, CAUSES)}"
     update, found = s * (B @ A).astype(np.float64), W.astype(np.float64) - W0
     right = min(CAUSES, key=lambda cause: abs(CAUSES[cause](W0, A, B, np.float32(s)) - W).max())
     if answer == right:
@@ -125,10 +124,11 @@ def check_cause(answer: Any, W0: Array, A: Array, B: Array, s: float, W: Array) 
     would = CAUSES[answer](W0, A, B, np.float32(s)).astype(np.float64) - W0
     has, is_now = (float(np.vdot(D, update) / np.vdot(update, update)) for D in (would, found))
     if abs(has - is_now) > 0.2:
-        raise AssertionError(f"{answer!r} has ĉ = {has:.3g}, and here ĉ is {is_now:.3g}: compute it, by (V2)")
+        raise AssertionError(f"{shown(answer)} has ĉ = {has:.3g}, and here ĉ is {is_now:.3g}: compute it, by (V2)")
     off = abs(would - found).max()
     raise AssertionError(
-        f"{answer!r} would have ĉ = {has:.3g} too, or nearly; but entries are off by up to {off:.3g}: compare W itself"
+        f"{shown(answer)} would have ĉ = {has:.3g} too, or nearly; but entries are off by up to {off:.3g}: compare W "
+        "itself"
     )
 
 
@@ -138,12 +138,12 @@ def check_merge_once(answer: Any) -> None:
     task = "merge_all(W, updates): W + Σ s·BA for all (A, B, s) of updates, rounded to the type of W once, at the end"
     if unanswered(answer, task):
         return
-    assert callable(answer), f"the answer is a function of (W, updates), got {answer!r}"
+    assert callable(answer), f"the answer is a function of (W, updates), got {shown(answer)}"
     W, updates = _small_updates(np.random.default_rng(0))
     kept = W.copy()
     found = answer(W, [(A.copy(), B.copy(), s) for A, B, s in updates])
     assert np.array_equal(W, kept), "it wrote into W: += changes the array that it is given"
-    assert isinstance(found, np.ndarray), f"it must give back an array, got {found!r}"
+    assert isinstance(found, np.ndarray), f"it must give back an array, got {shown(found)}"
     assert found.shape == W.shape, f"the answer has shape {found.shape}, and W has {W.shape}"
     assert found.dtype == W.dtype, f"the file is {W.dtype}, and the answer {found.dtype}: cast once, at the end"
     now = found.astype(np.float64)
