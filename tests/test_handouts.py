@@ -240,10 +240,11 @@ def rights(name: str, student: str | None) -> dict[str, tuple[Any, ...]]:
     for cell in notebook["cells"]:
         if cell["cell_type"] == "code":
             for statement in ast.parse(text(cell)).body:
-                check = ast.unparse(statement.value.func) if "check_" in ast.unparse(statement)[:15] else ""
-                if check and isinstance(statement, ast.Expr):
-                    given = [eval(ast.unparse(each), space) for each in statement.value.args]
-                    about = {each.arg: eval(ast.unparse(each.value), space) for each in statement.value.keywords}
+                call = statement.value if isinstance(statement, ast.Expr) else None
+                check = ast.unparse(call.func) if isinstance(call, ast.Call) else ""
+                if isinstance(call, ast.Call) and "check_" in check:
+                    given = [eval(ast.unparse(each), space) for each in call.args]
+                    about = {each.arg: eval(ast.unparse(each.value), space) for each in call.keywords}
                     found.setdefault(check.split(".")[-1], (eval(check, space), given, about))
                 exec(ast.unparse(statement), space)
     return found

@@ -63,6 +63,20 @@ def _last_blocks(draw: Draw) -> dict[str, str]:
     }
 
 
+MAPS = ("query", "key", "value", "output")
+
+
+def _adapted_map(draw: Draw) -> str:
+    """One of those that tutorial 09 adapts."""
+    return f"blocks.{draw.of(range(4))}.attention.{draw.of(('query', 'value'))}"
+
+
+def _lora_budget(draw: Draw) -> dict[Any, Any]:
+    """A rank of LoRA on q, v of GPT-2 medium, and what it trains: 2 · 24 · r (1024 + 1024)."""
+    rank = draw.of(range(2, 60))
+    return {4: rank, 393_216: 98_304 * rank}
+
+
 VARIANTS: dict[str, Callable[[Draw], Mapping[Any, Any]]] = {
     "check_cheaper_ranks": lambda of: {192: of.of(range(96, 513, 8)), 768: of.of(range(520, 2049, 8))},
     "check_rank_for_energy": _share,
@@ -103,6 +117,21 @@ VARIANTS: dict[str, Callable[[Draw], Mapping[Any, Any]]] = {
     "check_paired_interval": _ways,
     "check_roundings": lambda of: {768: of.of(range(64, 2049)), 192: of.of(range(64, 2049)), 8: of.of(range(1, 65))},
     "check_factor": lambda of: {"default_rng(3)": f"default_rng({of.of(range(10_000))})"},
+    "check_adapters_in_a_copy": lambda of: {12_288: of.of(range(1024, 16_385, 128)), 4: of.of(range(2, 33))},
+    "check_break_even": lambda of: {4096: of.of(range(512, 8193, 64)), 16: of.of(range(2, 129))},
+    "check_chance": lambda of: {4: of.of(range(2, 9)), 16: of.of(range(10, 49)), 768: of.of(range(400, 2049, 8))},
+    "check_amplification": lambda of: {'"blocks.2.attention.value"': f'"{_adapted_map(of)}"'},
+    "check_adapter_rank": _lora_budget,
+    "check_places_left": lambda of: {393_216: 24 * 1024 * of.of(range(2, 400))},
+    "check_pissa": lambda of: {"blocks[0].attention.query": f"blocks[{of.of(range(4))}].attention.{of.of(MAPS)}"},
+    "check_scale": lambda of: {64: of.of((16, 25, 36, 49, 64, 81, 100, 144)), 32: of.of(range(6, 61, 2))},
+    "check_vanishing": lambda of: {"22.5": repr(of.of((1.25, 1.5, 1.75)) * 2.0 ** of.of(range(-6, 11)))},
+    "check_trained": lambda of: {8: of.of(range(2, 65))},
+    "check_bits_per_byte": lambda of: {
+        "1.6": f"{of.of(range(11, 40)) / 10}",
+        200: of.of(range(101, 450)),
+        860: of.of(range(500, 2001, 10)),
+    },
 }
 
 
