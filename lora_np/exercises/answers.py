@@ -46,10 +46,13 @@ def array(answer: Any, must: str) -> Array:
         raise AssertionError(f"{must}, got {shown(answer)}") from None
 
 
+NOTHING = 1e-12  # where a wrong answer is 0, which nothing is relatively close to: below it only hints depend on it
+
+
 def told(found: float, right: float, hints: Mapping[float, str], advice: str, close: float = CLOSE) -> None:
     """Raise AssertionError for a wrong number: with the hint that belongs to it, or else with the advice."""
     if math.isclose(found, right, rel_tol=close):
         return
     for wrong, hint in hints.items():
-        assert not math.isclose(found, wrong, rel_tol=close, abs_tol=1e-12), f"{found:,.6g} is not it: {hint}"
+        assert not math.isclose(found, wrong, rel_tol=close, abs_tol=NOTHING), f"{found:,.6g} is not it: {hint}"
     raise AssertionError(f"{found:,.6g} is not it: {advice}")

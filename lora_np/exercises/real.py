@@ -150,4 +150,5 @@ def _is_number(answer: Any) -> bool:
 
 
 def _close(one: float, other: float) -> bool:
+    """So near that ln 2 may be written with three digits, 0.693, which is 2e-4 off."""
     return math.isclose(one, other, rel_tol=2e-3)
